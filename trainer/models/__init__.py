@@ -1,0 +1,1 @@
+"""Models in `keras.ops` only: layers, the encoder, heads."""

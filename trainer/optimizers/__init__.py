@@ -1,0 +1,1 @@
+"""Schedules and optimizers; the mathematics is `keras.ops` only."""

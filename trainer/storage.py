@@ -1,0 +1,162 @@
+"""Files, local or `gs://`: the only module that knows how a path is stored.
+
+Everything goes through TensorFlow's file system layer. A write is atomic: a reader sees the old content or the new,
+never a part. Checksums are CRC-32C (Castagnoli), the one that Google Cloud Storage and TFRecord use.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+
+import google_crc32c
+import tensorflow as tf
+
+from trainer.errors import StorageFailed
+
+_CHUNK_BYTES = 8 << 20
+
+
+def is_remote(path):
+    """Returns whether `path` lies in an object store (`gs://...`) rather than on a mounted file system."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
+def join(path, *parts):
+    """Joins path components with `/`, which every file system here understands."""
+    return os.path.join(str(path), *parts)
+
+
+def exists(path):
+    """Returns whether a file or folder is there."""
+    return tf.io.gfile.exists(str(path))
+
+
+def is_folder(path):
+    """Returns whether `path` is a folder."""
+    return tf.io.gfile.isdir(str(path))
+
+
+def size(path):
+    """Returns the size of a file in bytes."""
+    return tf.io.gfile.stat(str(path)).length
+
+
+def listing(path):
+    """Returns the sorted names (not paths) in a folder, without trailing slashes; empty if the folder is not there."""
+    try:
+        return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(str(path)))
+    except tf.errors.NotFoundError:
+        return []
+
+
+def make_folder(path):
+    """Makes a folder and its parents; does nothing where it exists."""
+    tf.io.gfile.makedirs(str(path))
+
+
+def remove(path):
+    """Removes a file or a whole folder; does nothing where there is none."""
+    path = str(path)
+    try:
+        if tf.io.gfile.isdir(path):
+            tf.io.gfile.rmtree(path)
+        elif tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
+    except tf.errors.NotFoundError:
+        pass
+
+
+def rename(source, target):
+    """Renames a file or a local folder, replacing a file that is there."""
+    tf.io.gfile.rename(str(source), str(target), overwrite=True)
+
+
+def read_bytes(path):
+    """Returns the whole content of a file as bytes."""
+    with tf.io.gfile.GFile(str(path), "rb") as file:
+        return file.read()
+
+
+def read_text(path):
+    """Returns the whole content of a UTF-8 file."""
+    return read_bytes(path).decode("utf-8")
+
+
+def read_json(path):
+    """Returns the parsed content of a JSON file."""
+    return json.loads(read_text(path))
+
+
+def flush_to_disk(path):
+    """Asks the operating system to put a local file (or a folder's entries) on the disk; no-op for object stores."""
+    if is_remote(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_writer(path):
+    """Opens `path` for binary writing; the file appears under its name, complete, when the block ends without error.
+
+    On a mounted file system the bytes go to a temporary file beside it which is flushed to disk and renamed; an object
+    store makes an object visible only when its upload is complete.
+
+    Raises:
+        StorageFailed: if writing fails (full disk, no permission); nothing is left behind.
+    """
+    path = str(path)
+    if is_remote(path):
+        try:
+            with tf.io.gfile.GFile(path, "wb") as file:
+                yield file
+        except tf.errors.OpError as error:
+            raise StorageFailed(f"cannot write {path}: {error.message}") from error
+        return
+    temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        flush_to_disk(os.path.dirname(path) or ".")
+    except OSError as error:
+        raise StorageFailed(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def write_bytes(path, content):
+    """Writes a whole file atomically."""
+    with atomic_writer(path) as file:
+        file.write(content)
+
+
+def write_text(path, text):
+    """Writes a whole UTF-8 file atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path, value):
+    """Writes `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def checksum(content):
+    """Returns the CRC-32C of bytes as eight hexadecimal digits."""
+    return f"{google_crc32c.value(content):08x}"
+
+
+def file_checksum(path):
+    """Returns the CRC-32C of a file's content as eight hexadecimal digits, reading it in pieces."""
+    value = 0
+    with tf.io.gfile.GFile(str(path), "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            value = google_crc32c.extend(value, chunk)
+    return f"{value:08x}"
