@@ -1,0 +1,144 @@
+"""Pretraining: masked language modelling, with next-sentence or sentence-order prediction where the rows are pairs."""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from trainer.data import masking
+from trainer.models.encoder import Encoder, EncoderConfig
+from trainer.models.heads import MaskedLanguageModelHead, SentencePairHead
+from trainer.tasks.task import Sums, Task
+
+
+class PretrainingModel(keras.layers.Layer):
+    """An encoder with the masked-language-model head and, for pairs, the sentence-pair head.
+
+    Args:
+        config: `EncoderConfig`.
+        vocabulary_size: number of token ids.
+        pairs: whether rows are pairs of segments with a label.
+        seed: integer for the initial weights.
+        dtype: Keras dtype policy name.
+    """
+
+    def __init__(self, config, vocabulary_size, *, pairs, seed=0, dtype="float32", name="pretraining"):
+        super().__init__(dtype=dtype, name=name)
+        self.encoder = Encoder(config, vocabulary_size, seed=seed, dtype=dtype)
+        self.token_head = MaskedLanguageModelHead(self.encoder, seed=seed)
+        self.pair_head = SentencePairHead(self.encoder, seed=seed) if pairs else None
+
+    def build(self, input_shape=None):
+        self.encoder.build()
+        self.token_head.build()
+        if self.pair_head is not None:
+            self.pair_head.build()
+        self.built = True
+
+    def call(self, token_ids, segment_ids, document_ids, positions, keys=None):
+        """Returns token logits `[batch, slots, padded_vocabulary]` and pair logits `[batch, 2]` or None, in float32."""
+        hidden = self.encoder(token_ids, segment_ids, document_ids, keys=keys)
+        pair_logits = self.pair_head(hidden) if self.pair_head is not None else None
+        return self.token_head(hidden, positions), pair_logits
+
+
+def cross_entropy(logits, labels):
+    """Returns the negative log-probability of integer labels `[...]` under float32 logits `[..., classes]`."""
+    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+
+def correct(logits, labels):
+    """Returns 1.0 where the greatest logit is the label's, else 0.0."""
+    return ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == labels, "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining(Task):
+    """The pretraining task.
+
+    Args:
+        data: a `PretrainingData`: rows, vocabulary, order.
+        encoder: `EncoderConfig`.
+        masking: `MaskingConfig`, for rows that do not come masked.
+    """
+
+    data: object
+    encoder: EncoderConfig
+    masking: masking.MaskingConfig
+
+    @property
+    def loss_coefficients(self):
+        """Both losses count as they are, as in BERT."""
+        return {"masked_language_model": 1.0} | ({"sentence_pair": 1.0} if self.data.pairs else {})
+
+    @property
+    def metric_names(self):
+        """Names of the metrics, each with the loss whose weight divides it."""
+        names = {"masked_language_model_loss": "masked_language_model", "accuracy": "masked_language_model"}
+        if self.data.pairs:
+            names |= {"sentence_pair_loss": "sentence_pair", "sentence_pair_accuracy": "sentence_pair"}
+        return names
+
+    def build_model(self, *, seed, dtype):
+        model = PretrainingModel(
+            self.encoder, self.data.vocabulary_size, pairs=self.data.pairs, seed=seed, dtype=dtype
+        )
+        model.build()
+        return model
+
+    def training_dataset(self, **options):
+        return self.data.training_dataset(**options)
+
+    def evaluation_dataset(self, **options):
+        return self.data.evaluation_dataset(**options)
+
+    def prepare(self, examples, keys):
+        features = {name: examples[name] for name in ("segment_ids", "document_ids")}
+        example_weight = examples.get("example_weight")
+        if "masked_positions" in examples:
+            features |= {
+                "token_ids": examples["token_ids"],
+                "positions": examples["masked_positions"],
+                "labels": examples["masked_ids"],
+                "token_weights": examples["masked_weights"],
+            }
+        else:
+            masked = masking.mask_tokens(self.masking, keys, examples["token_ids"], self.data.token_kinds)
+            features |= {
+                "token_ids": masked.token_ids,
+                "positions": masked.positions,
+                "labels": masked.labels,
+                "token_weights": masked.weights,
+            }
+        if example_weight is not None:
+            features["token_weights"] = features["token_weights"] * example_weight[:, None]
+        if self.data.pairs:
+            labels = examples["pair_labels"]
+            weights = ops.cast(labels >= 0, "float32")
+            features["pair_labels"] = ops.maximum(labels, 0)
+            features["pair_weights"] = weights if example_weight is None else weights * example_weight
+        return features
+
+    def weights(self, features):
+        weights = {"masked_language_model": ops.sum(features["token_weights"])}
+        if self.data.pairs:
+            weights["sentence_pair"] = ops.sum(features["pair_weights"])
+        return weights
+
+    def sums(self, model, features, keys):
+        token_logits, pair_logits = model(
+            features["token_ids"], features["segment_ids"], features["document_ids"], features["positions"], keys=keys
+        )
+        labels, weights = features["labels"], features["token_weights"]
+        token_loss = ops.sum(cross_entropy(token_logits, labels) * weights)
+        losses = {"masked_language_model": token_loss}
+        metrics = {
+            "masked_language_model_loss": token_loss,
+            "accuracy": ops.sum(correct(token_logits, labels) * weights),
+        }
+        if pair_logits is not None:
+            labels, weights = features["pair_labels"], features["pair_weights"]
+            losses["sentence_pair"] = ops.sum(cross_entropy(pair_logits, labels) * weights)
+            metrics["sentence_pair_loss"] = losses["sentence_pair"]
+            metrics["sentence_pair_accuracy"] = ops.sum(correct(pair_logits, labels) * weights)
+        return Sums(losses, metrics)

@@ -1,0 +1,85 @@
+"""The train state: the only place where a run's mutable numbers live."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from trainer.optimizers.parameters import parameters_of
+
+INITIAL_LOSS_SCALE = 2.0**15
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a checkpoint holds.
+
+    Attributes:
+        model: the built Keras layer.
+        parameters: list of `Parameter` of the model.
+        slots: for each parameter a dict of optimizer slot variables, float32.
+        step: int64 scalar variable on the host: optimizer steps done.
+        updates: float32 scalar variable: steps whose update was applied, which is what bias correction counts.
+        loss_scale: float32 scalar variable; stays 1 unless the compute dtype is float16.
+        good_steps: float32 scalar variable: steps since the loss scale last changed.
+    """
+
+    model: object
+    parameters: list
+    slots: list
+    step: tf.Variable
+    updates: tf.Variable
+    loss_scale: tf.Variable
+    good_steps: tf.Variable
+
+    def checkpoint_variables(self):
+        """Returns the nested dict of variables that a checkpoint stores, by name."""
+        slots = {
+            parameter.name: slots for parameter, slots in zip(self.parameters, self.slots, strict=True) if slots
+        }
+        return {
+            "weights": {parameter.name: parameter.variable.value for parameter in self.parameters},
+            "optimizer": slots,
+            "step": self.step,
+            "updates": self.updates,
+            "loss_scale": self.loss_scale,
+            "good_steps": self.good_steps,
+        }
+
+
+def create_state(strategy, task, optimizer, *, seed, dtype):
+    """Builds the model and the optimizer's slots under a strategy.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+        task: the `Task`.
+        optimizer: see `trainer.optimizers.adamw`.
+        seed: integer for the initial weights.
+        dtype: Keras dtype policy name.
+
+    Returns:
+        a `TrainState` at step 0.
+    """
+    step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+    with strategy.scope():
+        model = task.build_model(seed=seed, dtype=dtype)
+        parameters = parameters_of(model)
+
+        def scalar(value, name):
+            return tf.Variable(value, dtype=tf.float32, trainable=False, name=name)
+
+        slots = [
+            {
+                name: tf.Variable(tf.zeros(parameter.shape), trainable=False, name=f"{parameter.name}/{name}")
+                for name in optimizer.slots
+            }
+            for parameter in parameters
+        ]
+        return TrainState(
+            model=model,
+            parameters=parameters,
+            slots=slots,
+            step=step,
+            updates=scalar(0.0, "updates"),
+            loss_scale=scalar(INITIAL_LOSS_SCALE if dtype == "mixed_float16" else 1.0, "loss_scale"),
+            good_steps=scalar(0.0, "good_steps"),
+        )

@@ -1,0 +1,200 @@
+"""The training step: one program for one device, several replicas, several processes and TPUs.
+
+A step does, in this order and exactly once: make features of the replica's examples (mask tokens, say); sum the loss
+weights over the global batch; scan the microbatches, accumulating gradients in float32; sum gradients and metrics over
+the replicas in one all-reduce; look whether everything is finite, clip, update. The verdict and the clipping see the
+reduced gradients, so they are the same on every replica.
+"""
+
+import tensorflow as tf
+
+from trainer import randomness
+from trainer.distribution import replica_local
+
+# Dynamic loss scaling for float16, with the customary constants (Micikevicius et al. 2018, arXiv 1710.03740).
+LOSS_SCALE_GROWTH_STEPS = 2000
+LARGEST_LOSS_SCALE = 2.0**24
+
+# What a step reports besides the task's metrics, in this order.
+STEP_METRICS = ("loss", "learning_rate", "gradient_norm", "weight_norm", "update_norm", "loss_scale", "skipped")
+
+
+def _sum_of_squares(tensors):
+    return tf.add_n([tf.reduce_sum(tf.square(tensor)) for tensor in tensors])
+
+
+class TrainStep:
+    """Builds the compiled programs of a step and the loop around them.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+        task: the `Task`.
+        optimizer: see `trainer.optimizers.adamw`.
+        state: the `TrainState`.
+        batch: the `BatchArithmetic`.
+        seed: integer, the run's seed.
+        compile_step: whether XLA compiles the programs.
+    """
+
+    def __init__(self, strategy, task, optimizer, state, batch, *, seed, compile_step=True):
+        self.strategy, self.task, self.optimizer, self.state, self.batch = strategy, task, optimizer, state, batch
+        self.seed = seed
+        self.metric_names = STEP_METRICS + tuple(task.metric_names)
+        self._loss_names = tuple(task.loss_coefficients)
+        self._alone = strategy.num_replicas_in_sync == 1
+        self._compile = compile_step
+        # Without other replicas there is nothing to wait for, and the whole step is one program.
+        self._prepare = self._compiled(self._prepare_examples, part=True)
+        self._accumulate = self._compiled(self._accumulate_gradients, part=True)
+        self._update = self._compiled(self._update_parameters, part=True)
+        self._whole = self._compiled(self._replica_step, part=False)
+        self.loop = tf.function(self._loop)
+
+    def _compiled(self, function, *, part):
+        if self._compile and part != self._alone:
+            return tf.function(function, jit_compile=True)
+        return function
+
+    def _keys(self, purpose, step, examples):
+        keys = randomness.example_keys(self.seed, step, examples["example_index"])
+        return randomness.fold_in(keys, purpose)
+
+    def _prepare_examples(self, step, examples):
+        features = self.task.prepare(examples, self._keys("prepare", step, examples))
+        weights = self.task.weights(features)
+        return features, tf.stack([weights[name] for name in self._loss_names])
+
+    def _microbatch_sums(self, features, keys, denominators):
+        """Returns the loss of one microbatch, its part of the global batch's, and its metric sums."""
+        sums = self.task.sums(self.state.model, features, keys)
+        parts = [
+            self.task.loss_coefficients[name] * sums.losses[name] / denominators[i]
+            for i, name in enumerate(self._loss_names)
+        ]
+        return tf.add_n(parts), tf.stack([sums.metrics[name] for name in self.task.metric_names])
+
+    def _accumulate_gradients(self, step, examples, features, denominators, loss_scale):
+        """Sums gradients, loss and metrics over the replica's microbatches.
+
+        Memory does not grow with their number: the scan carries one float32 copy of the gradients.
+        """
+        accumulation, microbatch = self.batch.accumulation, self.batch.microbatch
+        variables = [replica_local(parameter.variable) for parameter in self.state.parameters]
+        keys = self._keys("dropout", step, examples)
+        split = {
+            name: tf.reshape(tensor, [accumulation, microbatch, *tensor.shape[1:]])
+            for name, tensor in (features | {"key_start": keys.start, "key_increment": keys.increment}).items()
+        }
+
+        def gradients_of(index):
+            part = {name: tensor[index] for name, tensor in split.items()}
+            part_keys = randomness.Keys(part.pop("key_start"), part.pop("key_increment"))
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                loss, metrics = self._microbatch_sums(part, part_keys, denominators)
+                scaled = loss * loss_scale
+            gradients = tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            gradients = [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in gradients]
+            return gradients, tf.concat([[loss], metrics], axis=0)
+
+        if accumulation == 1:
+            return gradients_of(0)
+
+        def body(index, gradients, metrics):
+            more_gradients, more_metrics = gradients_of(index)
+            summed = [a + b for a, b in zip(gradients, more_gradients, strict=True)]
+            return index + 1, summed, metrics + more_metrics
+
+        zeros = [tf.zeros(parameter.shape) for parameter in self.state.parameters]
+        metrics = tf.zeros([1 + len(self.task.metric_names)])
+        _, gradients, metrics = tf.while_loop(
+            lambda index, *_: index < accumulation, body, (0, zeros, metrics), parallel_iterations=1
+        )
+        return gradients, metrics
+
+    def _reduce(self, gradients, metrics):
+        """Sums over the replicas in one all-reduce of one flat tensor."""
+        if self._alone:
+            return gradients, metrics
+        flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in (*gradients, metrics)], axis=0)
+        flat = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
+        shapes = [parameter.shape for parameter in self.state.parameters]
+        sizes = [tf.TensorShape(shape).num_elements() for shape in shapes] + [metrics.shape[0]]
+        *parts, metrics = tf.split(flat, sizes)
+        return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)], metrics
+
+    def _update_parameters(self, step, gradients, metrics, denominators):
+        """Checks, clips and applies; a step that is not finite changes no weight and no slot."""
+        state, optimizer = self.state, self.optimizer
+        scale, updates, good_steps = (replica_local(v) for v in (state.loss_scale, state.updates, state.good_steps))
+        loss, task_metrics = metrics[0], metrics[1:]
+        old_scale = scale.read_value()
+        norm = tf.sqrt(_sum_of_squares(gradients)) / old_scale
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+        factor = 1.0 / old_scale
+        if optimizer.clip_norm is not None:
+            factor *= optimizer.clip_norm / tf.maximum(norm, optimizer.clip_norm)
+        learning_rate = optimizer.learning_rate(tf.cast(step, tf.float32))
+        number = updates.read_value() + 1.0
+        weight_squares, update_squares = [], []
+        for parameter, slots, gradient in zip(state.parameters, state.slots, gradients, strict=True):
+            variable = replica_local(parameter.variable)
+            local_slots = {name: replica_local(slot) for name, slot in slots.items()}
+            value = variable.read_value()
+            old_slots = {name: slot.read_value() for name, slot in local_slots.items()}
+            new_value, new_slots = optimizer.update(
+                parameter, value, gradient * factor, old_slots, updates=number, learning_rate=learning_rate
+            )
+            new_value = tf.where(finite, new_value, value)
+            weight_squares.append(tf.reduce_sum(tf.square(new_value)))
+            update_squares.append(tf.reduce_sum(tf.square(new_value - value)))
+            variable.assign(new_value)
+            for name, slot in local_slots.items():
+                slot.assign(tf.where(finite, new_slots[name], old_slots[name]))
+        updates.assign(tf.where(finite, number, number - 1.0))
+        if self.dynamic_loss_scale:
+            good = tf.where(finite, good_steps.read_value() + 1.0, 0.0)
+            grow = good >= LOSS_SCALE_GROWTH_STEPS
+            grown = tf.minimum(old_scale * 2.0, LARGEST_LOSS_SCALE)
+            scale.assign(tf.where(finite, tf.where(grow, grown, old_scale), tf.maximum(old_scale / 2.0, 1.0)))
+            good_steps.assign(tf.where(grow, 0.0, good))
+        which = [self._loss_names.index(loss_name) for loss_name in self.task.metric_names.values()]
+        averages = task_metrics / tf.gather(denominators, which)
+        own = [
+            loss,
+            learning_rate,
+            norm,
+            tf.sqrt(tf.add_n(weight_squares)),
+            tf.sqrt(tf.add_n(update_squares)),
+            old_scale,
+            1.0 - tf.cast(finite, tf.float32),
+        ]
+        return tf.concat([tf.stack(own), averages], axis=0)
+
+    @property
+    def dynamic_loss_scale(self):
+        """Whether the compute dtype needs a loss scale."""
+        return self.state.model.dtype_policy.compute_dtype == "float16"
+
+    def _replica_step(self, step, examples):
+        """One step of one replica; returns `[metrics]` float32, the same on every replica."""
+        features, weights = self._prepare(step, examples)
+        denominators = weights
+        if not self._alone:
+            context = tf.distribute.get_replica_context()
+            denominators = context.all_reduce(tf.distribute.ReduceOp.SUM, weights)
+        denominators = tf.maximum(denominators, 1.0)  # no token to predict: a loss of 0, not 0/0
+        loss_scale = replica_local(self.state.loss_scale).read_value()
+        gradients, metrics = self._accumulate(step, examples, features, denominators, loss_scale)
+        gradients, metrics = self._reduce(gradients, metrics)
+        return self._update(step, gradients, metrics, denominators)
+
+    def _loop(self, iterator, num_steps):
+        """Runs `num_steps` steps; returns `[num_steps, metrics]` float32."""
+        rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=[len(self.metric_names)])
+        for i in tf.range(num_steps):
+            step = self.state.step.read_value()
+            metrics = self.strategy.run(self._whole, args=(step, next(iterator)))
+            rows = rows.write(i, self.strategy.experimental_local_results(metrics)[0])
+            self.state.step.assign_add(1)
+        return rows.stack()
