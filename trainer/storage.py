@@ -72,6 +72,11 @@ def rename(source, target):
     tf.io.gfile.rename(str(source), str(target), overwrite=True)
 
 
+def copy_file(source, target):
+    """Copies a file, replacing the one that is there; an object appears only when its upload is complete."""
+    tf.io.gfile.copy(str(source), str(target), overwrite=True)
+
+
 def read_bytes(path):
     """Returns the whole content of a file as bytes."""
     with tf.io.gfile.GFile(str(path), "rb") as file:
