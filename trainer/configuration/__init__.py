@@ -1,0 +1,1 @@
+"""Reading and checking gin files; `trainer.config` is the way in."""
