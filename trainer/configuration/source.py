@@ -326,7 +326,11 @@ def _syntax_message(error, name, lines):
     reason = str(reason).splitlines()[0].strip().rstrip(".")
     key, equals, value = (part.strip() for part in line.partition("="))
     place = name if name == "--gin_param" else f"{name}:{number}"
-    if not equals:
+    if "malformed node" in reason:
+        reason = "a word without quotes"
+    if reason.startswith("Expected ','"):
+        hint = "A bracket may be open above this line."
+    elif not equals:
         hint = 'Expected name=value, "include" or "import".'
     elif value in ("true", "false", "none", "null"):
         meant = {"true": True, "false": False}.get(value)
