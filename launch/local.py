@@ -1,0 +1,250 @@
+"""Runs the trainer on this machine: `launch/local.sh --gin quickstart.gin`.
+
+One process on CPU or on one GPU; on several GPUs one process per GPU (MultiWorkerMirroredStrategy), or one for all
+of them with `--strategy mirrored`; N processes on CPU with `--processes N`. Restarts the job after preemption and lost
+workers. Options that are not listed here go to the trainer as they are.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+
+from launch.processes import Command
+from launch.supervision import supervise
+
+_MODES_OF_ONE_PROCESS = ("predict", "export", "plan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to run where.
+
+    Attributes:
+        trainer_arguments: everything behind `python -m trainer`.
+        devices: for each process the GPUs it sees, as CUDA_VISIBLE_DEVICES names them; empty for none.
+        module: the Python module to run.
+    """
+
+    trainer_arguments: tuple
+    devices: tuple
+    module: str = "trainer"
+
+
+def visible_gpus(environment):
+    """Returns the GPUs of this machine as CUDA_VISIBLE_DEVICES names them, without loading TensorFlow or CUDA.
+
+    Args:
+        environment: the environment variables; a CUDA_VISIBLE_DEVICES there limits the GPUs as CUDA does.
+    """
+    limit = environment.get("CUDA_VISIBLE_DEVICES")
+    if limit is not None:
+        gpus = []
+        for name in limit.split(","):
+            if name.strip() in ("", "-1"):  # CUDA ignores what stands behind a name that is not valid
+                break
+            gpus.append(name.strip())
+        return gpus
+    if shutil.which("nvidia-smi", path=environment.get("PATH")) is None:
+        return []
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"launch: nvidia-smi does not answer ({error}); going on without GPUs", file=sys.stderr)
+        return []
+    if listing.returncode != 0:
+        reason = (listing.stdout + listing.stderr).strip().splitlines()[:1]
+        print(f"launch: nvidia-smi finds no GPU: {' '.join(reason)}", file=sys.stderr)
+        return []
+    return parse_gpu_listing(listing.stdout)
+
+
+def parse_gpu_listing(listing):
+    """Returns the names of the GPUs in the output of `nvidia-smi -L`; a GPU in MIG mode counts as its instances."""
+    gpus = []
+    for line in listing.splitlines():
+        gpu = re.match(r"GPU (\d+):", line)
+        instance = re.match(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)", line)
+        if gpu:
+            gpus.append([gpu[1]])
+        elif instance and gpus:
+            gpus[-1].append(instance[1])
+    return [name for names in gpus for name in (names[1:] or names)]
+
+
+def reserve_ports(count):
+    """Returns `count` sockets, each holding a free loopback port until it is closed.
+
+    The workers can listen on these ports all the same: the sockets do not listen, and both sides allow sharing
+    (TF_GRPC_REUSE_PORT in the workers). So no other program can take a port between choosing and using it.
+    """
+    sockets = []
+    for _ in range(count):
+        holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        sockets.append(holder)
+    return sockets
+
+
+def make_commands(job, ports):
+    """Returns a `Command` for each process of a job; `ports` has one loopback port each if there are several."""
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    commands = []
+    for index, devices in enumerate(job.devices):
+        arguments = [sys.executable, "-m", job.module, *job.trainer_arguments]
+        environment = {}
+        if len(job.devices) > 1:
+            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            environment = {"TF_CONFIG": json.dumps(task), "TF_GRPC_REUSE_PORT": "1"}
+            # nvidia-smi counts GPUs in the order of the bus, CUDA by default does not.
+            environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}
+        commands.append(Command(tuple(arguments), environment))
+    return commands
+
+
+def share_out(gpus, processes, strategy, has_own_strategy):
+    """Decides how many processes run and which GPUs each sees.
+
+    Args:
+        gpus: names of the GPUs.
+        processes: the number asked for, or None.
+        strategy: "mirrored", "multi_worker" or None.
+        has_own_strategy: whether the user's parameters name a strategy for the trainer; then one process runs.
+
+    Returns:
+        A tuple of tuples of names: the GPUs of each process.
+
+    Raises:
+        ValueError: with a message for a person.
+    """
+    if processes is None:
+        one = strategy == "mirrored" or has_own_strategy or len(gpus) < 2
+        processes = 1 if one else len(gpus)
+    if processes > 1 and strategy == "mirrored":
+        raise ValueError(
+            f"--strategy mirrored runs in one process, but --processes is {processes}. Remove one of them."
+        )
+    if (processes > 1 or strategy) and has_own_strategy:
+        asking = f"--strategy {strategy}" if strategy else f"--processes {processes}"
+        raise ValueError(f"{asking} sets the trainer's strategy itself. Remove the --gin_param for strategy.")
+    if gpus and len(gpus) % processes:
+        fits = ", ".join(str(number) for number in range(1, len(gpus) + 1) if len(gpus) % number == 0)
+        raise ValueError(
+            f"--processes {processes} does not divide the {len(gpus)} GPUs of this machine: use {fits}, "
+            "or set CUDA_VISIBLE_DEVICES= to run on CPU."
+        )
+    if processes == 1:
+        return ((),)  # one process sees what there is, without being told
+    share = len(gpus) // processes
+    return tuple(tuple(gpus[index * share : (index + 1) * share]) for index in range(processes))
+
+
+def default_run_dir(gin_files):
+    """Returns `runs/<names of the gin files>`: the same command finds its run again and goes on with it."""
+    names = [os.path.basename(path).removesuffix(".gin") for path in gin_files]
+    return os.path.join("runs", "-".join(names))
+
+
+def dry_run_text(commands):
+    """Returns the commands as lines for a shell, with the variables that each gets."""
+    lines = []
+    for command in commands:
+        variables = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+        lines.append(" ".join([*variables, shlex.join(command.arguments)]))
+    return "\n".join(lines)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="launch/local.sh",
+        description=__doc__.partition("\n\n")[2],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--gin", action="append", default=[], metavar="FILE", help="a gin file (repeatable); see gin/")
+    add("--gin_param", action="append", default=[], metavar="NAME=VALUE", help="overrides a value (repeatable)")
+    add("--run_dir", metavar="DIR", help="where the run is kept; default: runs/<names of the gin files>")
+    add("--mode", default="train", help="train (default), evaluate, predict, export, plan or replay")
+    add("--processes", type=int, metavar="N", help="number of processes; default: one per GPU, else one")
+    add("--strategy", choices=("mirrored", "multi_worker"), help="for several GPUs: one process, or one each (default)")
+    add("--max_restarts", type=int, default=3, metavar="N", help="after preemption or a lost worker; default: 3")
+    add("--grace_seconds", type=float, default=120, metavar="S", help="to save and stop when asked to; default: 120")
+    add("--dry_run", action="store_true", help="print environment and commands, run nothing")
+    return parser
+
+
+def main(arguments=None, *, module="trainer"):
+    """Runs the command line; returns the exit code, which is the trainer's."""
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if not options.gin and options.run_dir is None:
+        parser.error("--gin FILE is needed, for example --gin quickstart.gin")
+    if options.processes is not None and options.processes < 1:
+        parser.error(f"--processes {options.processes}: at least 1")
+    if options.max_restarts < 0:
+        parser.error(f"--max_restarts {options.max_restarts}: at least 0")
+    run_dir = options.run_dir or default_run_dir(options.gin)
+    parameters = list(options.gin_param)
+    has_own_strategy = any(re.match(r"\s*strategy\s*=", text) for text in parameters)
+    gpus = visible_gpus(os.environ) if options.mode not in _MODES_OF_ONE_PROCESS else []
+    try:
+        processes = 1 if options.mode in _MODES_OF_ONE_PROCESS else options.processes
+        devices = share_out(gpus, processes, options.strategy, has_own_strategy)
+    except ValueError as error:
+        parser.error(str(error))
+    if len(devices) > 1:
+        parameters.append('strategy="multi_worker"')
+    elif options.strategy == "mirrored":
+        parameters.append('strategy="mirrored"')
+    trainer_arguments = [
+        *(part for name in options.gin for part in ("--gin", name)),
+        *(part for text in parameters for part in ("--gin_param", text)),
+        *("--run_dir", run_dir, "--mode", options.mode),
+        *others,
+    ]
+    job = Job(tuple(trainer_arguments), devices, module)
+    return _dry_run(job) if options.dry_run else _start(job, run_dir, options)
+
+
+def _dry_run(job):
+    sockets = reserve_ports(len(job.devices))
+    print(dry_run_text(make_commands(job, [holder.getsockname()[1] for holder in sockets])))
+    for holder in sockets:
+        holder.close()
+    return 0
+
+
+def _start(job, run_dir, options):
+    if importlib.util.find_spec("tensorflow") is None:
+        install = f"{shlex.quote(sys.executable)} -m pip install bert-trainer"
+        print(f"launch: TensorFlow is not installed for {sys.executable}. Install: {install}", file=sys.stderr)
+        return 2
+    log_folder = os.path.join(run_dir, "logs") if "://" not in run_dir else os.path.join("runs", "logs")
+    if len(job.devices) > 1:
+        print(f"launch: {len(job.devices)} processes, logs in {log_folder}", file=sys.stderr, flush=True)
+    if options.run_dir is None:
+        print(f"launch: run directory {run_dir}", file=sys.stderr, flush=True)
+    held = []
+
+    def commands(_):
+        while held:
+            held.pop().close()
+        held.extend(reserve_ports(len(job.devices) if len(job.devices) > 1 else 0))
+        return make_commands(job, [holder.getsockname()[1] for holder in held])
+
+    return supervise(
+        commands, log_folder=log_folder, max_restarts=options.max_restarts, grace_seconds=options.grace_seconds
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
