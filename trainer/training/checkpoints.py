@@ -273,8 +273,8 @@ class CheckpointManager:
         if reasons or damaged:
             raise StorageFailed(
                 f"none of the checkpoints in {self.folder} is good: {'; '.join(reasons) or ', '.join(damaged)}. "
-                "Training does not start from scratch by itself: copy a good checkpoint there, or give another --run_dir, or "
-                "delete the damaged ones to begin anew."
+                "Training does not start from scratch by itself: copy a good checkpoint there, or give another "
+                "--run_dir, or delete the damaged ones to begin anew."
             )
         return None
 

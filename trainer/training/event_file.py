@@ -7,7 +7,6 @@ import socket
 import tempfile
 import time
 
-import numpy as np
 import tensorflow as tf
 
 from trainer import storage
@@ -57,8 +56,8 @@ class EventFile:
         """Adds scalars: dict of tag -> number."""
         event = tf.compat.v1.Event(wall_time=time.time(), step=int(step))
         for tag, number in values.items():
-            value = event.summary.value.add(tag=tag, tensor=tf.make_tensor_proto(np.float32(number)))
-            value.metadata.plugin_data.plugin_name = "scalars"
+            # Not as a tensor: some readers hide stale points only of plain values.
+            event.summary.value.add(tag=tag, simple_value=float(number))
         self._write(event)
 
     def text(self, step, tag, text):

@@ -45,6 +45,8 @@ class Watchdog:
         self._step = None
         self._allowances = []
         self._last_beat = self._deadline = 0.0
+        self._armed = None  # the deadline for which the timer is set
+        self._complained = False
 
     def __enter__(self):
         self.start()
@@ -61,6 +63,8 @@ class Watchdog:
             _remove_empty_files(self._folder)
         self._running = True
         self._restart_clock()
+        with self._condition:
+            self._wind_up()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -81,6 +85,7 @@ class Watchdog:
         Args:
             step: its number, for the report.
         """
+        # Only assignments: the watchdog's thread sees them in time, so that a beat costs the training loop nothing.
         self._step = step
         self._restart_clock()
 
@@ -91,57 +96,56 @@ class Watchdog:
         Args:
             seconds: the time without a beat granted within the block; None for any.
         """
-        self._allowances.append(float("inf") if seconds is None else float(seconds))
-        self._restart_clock(wake=True)
+        self._change_allowance(self._allowances.append, float("inf") if seconds is None else float(seconds))
         try:
             yield
         finally:
-            self._allowances.pop()
-            self._restart_clock(wake=True)
+            self._change_allowance(self._allowances.pop)
 
-    def _restart_clock(self, wake=False):
-        # Only two assignments in the common case: a beat costs the training loop nothing.
+    def _change_allowance(self, change, *args):
+        with self._condition:
+            change(*args)
+            self._restart_clock()
+            if self._running:
+                self._wind_up()
+                self._condition.notify()
+
+    def _restart_clock(self):
         self._last_beat = now = time.monotonic()
         self._deadline = now + (self._allowances[-1] if self._allowances else self._timeout_seconds)
-        if wake and self._running:
-            with self._condition:
-                self._condition.notify()
 
     def _watch(self):
         """Winds the timer up again four times a timeout, and reports when it has gone off."""
-        armed = None
-        complained = False
-        while self._running:
-            deadline, now = self._deadline, time.monotonic()
-            if armed is not None and now > armed and armed == deadline:
-                self._tell(now)
-                # Silent until another timeout has passed, if still no beat comes.
-                if self._deadline == deadline:
-                    self._deadline = deadline = now + self._timeout_seconds
-                armed = None
-            if deadline != armed:
-                try:
-                    armed = self._arm(deadline - now) and deadline
-                except _STORAGE_ERRORS as error:
-                    if not complained:
-                        self._report(f"warning: the watchdog cannot write to {self._folder}: {error}; trying again")
-                    complained = True
-            with self._condition:
-                if self._running:
-                    until_fired = self._deadline - time.monotonic() + 0.05
-                    self._condition.wait(max(0.01, min(self._timeout_seconds / 4, until_fired)))
+        with self._condition:
+            while self._running:
+                now = time.monotonic()
+                if self._armed is not None and now > self._armed:
+                    if self._armed == self._deadline:
+                        self._tell(now)
+                        self._deadline = now + self._timeout_seconds  # silent for that long, if still no beat comes
+                    self._armed = None
+                if self._armed != self._deadline:
+                    self._wind_up()
+                until_due = self._deadline - time.monotonic() + 0.05
+                self._condition.wait(max(0.01, min(self._timeout_seconds / 4, until_due)))
 
-    def _arm(self, seconds):
-        """Sets the timer; returns whether it runs."""
-        if seconds == float("inf"):
-            faulthandler.cancel_dump_traceback_later()
-            return False
-        if self._file is None:
-            self._open_file()
+    def _wind_up(self):
+        """Sets the timer to the deadline."""
+        self._armed = None
         faulthandler.cancel_dump_traceback_later()
-        self._file.truncate(0)  # a beat may have come in the very moment the timer went off
-        faulthandler.dump_traceback_later(max(seconds, 0.001), exit=False, file=self._file)
-        return True
+        deadline = self._deadline
+        if deadline == float("inf"):
+            return
+        try:
+            if self._file is None:
+                self._open_file()
+            self._file.truncate(0)  # a beat may have come in the very moment the timer went off
+            faulthandler.dump_traceback_later(max(deadline - time.monotonic(), 0.001), exit=False, file=self._file)
+            self._armed = deadline
+        except _STORAGE_ERRORS as error:
+            if not self._complained:
+                self._report(f"warning: the watchdog cannot write to {self._folder}: {error}; trying again")
+            self._complained = True
 
     def _open_file(self):
         self._number += 1
@@ -160,6 +164,8 @@ class Watchdog:
         where = "yet" if self._step is None else f"after step {self._step}"
         faulthandler.cancel_dump_traceback_later()  # waits until all stacks are written
         try:
+            if os.path.getsize(self._file.name) == 0:  # we were a moment faster than the timer
+                faulthandler.dump_traceback(self._file, all_threads=True)
             self._file.write(f"\nno step ended for {waited:.0f} s {where}, host {socket.gethostname()}\n")
             self._file.flush()
             if self._target != self._file.name:
