@@ -1,0 +1,58 @@
+"""The distribution `bert-trainer`: the trainer, its launchers and tools, and the gin files.
+
+For a Cloud TPU VM, where `tensorflow-tpu` takes the place of `tensorflow` (both install the same files, and
+tensorflow-text asks for the latter):
+
+    BERT_TRAINER_ACCELERATOR=tpu pip install '.[tpu]'
+    pip install --no-deps 'tensorflow-text==2.20.*'        # of the same minor version as tensorflow-tpu
+"""
+
+import os
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+FOLDER = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (FOLDER / "trainer" / "__init__.py").read_text(encoding="utf-8"))[1]
+README = FOLDER / "README.md"
+
+TENSORFLOW = ["tensorflow>=2.19,<2.22", "tensorflow-text>=2.19,<2.22"]  # tensorflow-text pins its own minor version
+REQUIREMENTS = [
+    "keras>=3.10",
+    "numpy",
+    "absl-py",
+    "gin-config>=0.5",
+    "google-cloud-storage",
+    "google-crc32c",
+    "rich",
+    "safetensors",
+    "tensorboard",
+]
+EXTRAS = {
+    "test": ["pytest>=8", "pytest-timeout", "ruff>=0.12", "tokenizers", "psutil"],
+    # The systems that tools/benchmark compares with. Model Garden is not among them: it needs a TensorFlow of its own.
+    "bench": ["keras-hub", "transformers>=5", "torch", "bert4keras"],
+}
+if os.environ.get("BERT_TRAINER_ACCELERATOR") == "tpu":
+    # There is no extra of this name otherwise: with plain TensorFlow beside it, tensorflow-tpu would break both.
+    EXTRAS["tpu"] = ["tensorflow-tpu>=2.19,<2.21"]
+else:
+    REQUIREMENTS = TENSORFLOW + REQUIREMENTS
+
+setup(
+    name="bert-trainer",
+    version=VERSION,
+    description="Distributed training of BERT-family models: one Gin file, any hardware, the same run",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    packages=[*find_packages(include=["trainer*", "launch*", "tools*"]), "trainer.gin_files"],
+    # The gin files lie beside the code, where people look for them; a wheel carries them inside the package.
+    package_dir={"trainer.gin_files": "gin"},
+    package_data={"trainer.gin_files": ["*.gin", "*/*.gin"], "launch": ["*.sh"]},
+    include_package_data=False,
+)
