@@ -69,6 +69,21 @@ def test_on_a_terminal_there_is_one_living_line_which_leaves_the_cursor_visible(
     assert screen.getvalue().rfind("\x1b[?25h") > screen.getvalue().rfind("\x1b[?25l")
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_a_narrow_terminal_shows_less_but_never_wraps(tmp_path, width):
+    telemetry, screen = make_telemetry(
+        tmp_path, Console(file=io.StringIO(), force_terminal=True, width=width), num_accumulation_steps=8
+    )
+    telemetry.start(0)
+    telemetry.train([record(120)], seconds=0.04)
+    telemetry.close(summary=False)
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).replace("\r", "\n").split("\n")
+    (last,) = {line.rstrip() for line in lines if "120/600" in line}
+    assert len(last) <= width and "…" not in last
+    assert "left 0:00:19" in last
+    assert not any("examples/s" in line for line in lines if "120/600" not in line)
+
+
 def test_metrics_have_the_documented_keys_and_keep_every_bit(tmp_path):
     telemetry, _ = make_telemetry(tmp_path)
     telemetry.start(0)

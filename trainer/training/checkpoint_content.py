@@ -127,7 +127,7 @@ def read_into(variables, prefix):
     Raises:
         InputError: naming the first variable that does not match.
     """
-    reader = tf.train.load_checkpoint(prefix)
+    reader = tf.compat.v1.train.NewCheckpointReader(prefix)
     shapes = reader.get_variable_to_shape_map()
     types = reader.get_variable_to_dtype_map()
     there = {key.removesuffix(_SUFFIX) for key in shapes if key != _OBJECT_GRAPH_KEY}

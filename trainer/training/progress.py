@@ -9,6 +9,9 @@ from rich.text import Text
 # The weight of the newest record in what is shown smoothed.
 _SMOOTHING = 0.1
 _REFRESHES_PER_SECOND = 4
+_BAR_COLUMNS = 20
+# Columns of a terminal that spinner, state, bar and step counter take.
+_COLUMNS_BEFORE_NUMBERS = 52
 
 
 class Smoothed:
@@ -60,7 +63,7 @@ class ProgressDisplay:
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=_BAR_COLUMNS),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=self.console,
@@ -86,25 +89,30 @@ class ProgressDisplay:
         self._step = record["step"]
         self._loss.add(record.get("loss"))
         self._seconds_per_step.add(seconds_per_step)
-        parts = []
+        parts = {}
         loss = self._loss.value if self._bar is not None else record.get("loss")
         if loss is not None:
-            parts.append(f"loss {loss:.4f}")
+            parts["loss"] = f"loss {loss:.4f}"
         if record.get("learning_rate") is not None:
-            parts.append(f"learning_rate {record['learning_rate']:.1e}")
+            parts["learning_rate"] = f"learning_rate {record['learning_rate']:.1e}"
         if examples_per_second is not None:
-            parts.append(f"{quantity(examples_per_second)} examples/s")
+            parts["examples"] = f"{quantity(examples_per_second)} examples/s"
         if tokens_per_second is not None:
-            parts.append(f"{quantity(tokens_per_second)} tokens/s")
+            parts["tokens"] = f"{quantity(tokens_per_second)} tokens/s"
         if self._bar is not None and self._accumulation > 1:
-            parts.append(f"accumulation {self._accumulation}")
+            parts["accumulation"] = f"accumulation {self._accumulation}"
         if self._seconds_per_step.value is not None:
             left = (self._total_steps - self._step) * self._seconds_per_step.value
-            parts.append(f"left {duration(left)}")
+            parts["left"] = f"left {duration(left)}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._step, numbers="  ".join(parts))
+            # A line that wraps cannot be drawn again in place: on a narrow terminal the least telling go first.
+            for least in ("accumulation", "learning_rate", "tokens", "examples", "loss"):
+                if len("  ".join(parts.values())) <= self.console.width - _COLUMNS_BEFORE_NUMBERS:
+                    break
+                parts.pop(least, None)
+            self._bar.update(self._task, completed=self._step, numbers="  ".join(parts.values()))
         else:
-            self.line("  ".join([f"step {self._step}/{self._total_steps}", *parts]))
+            self.line("  ".join([f"step {self._step}/{self._total_steps}", *parts.values()]))
 
     def line(self, message):
         """Prints a line; on a terminal, above the progress."""
