@@ -114,10 +114,11 @@ def test_another_host_is_replaced_only_when_its_record_stands_still(path, clock_
     stop = threading.Event()
 
     def beat():
-        number = 1
+        number, content = 1, LocalRecord(path).read()
         while not stop.wait(0.02):
             number += 1
-            put(path, record_of(1, beat=number, **foreign))
+            before, content = content, record_of(1, beat=number, **foreign)
+            assert LocalRecord(path).write(content, before)
 
     thread = threading.Thread(target=beat)
     thread.start()
