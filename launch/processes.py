@@ -93,10 +93,23 @@ class Workers:
                 os.killpg(process.pid, signal.SIGKILL)
         for process in self._processes:
             process.wait()
+        # What a worker started takes a moment to die, too. Where nobody collects dead processes, as in some containers,
+        # a group never empties: hence the limit.
+        deadline = time.monotonic() + 1.0
+        for process in self._processes:
+            _wait_for_end_of_group(process.pid, deadline)
         for pump in self._pumps:
             pump.join(timeout=5)  # a process that left the group may hold the pipe open
         for end in (self._pipe, self._held_end):
             os.close(end)
+
+
+def _wait_for_end_of_group(group, deadline):
+    """Waits until a killed process group is empty or the monotonic clock has passed the deadline."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.01)
 
 
 _terminal = threading.Lock()

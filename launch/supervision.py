@@ -65,7 +65,8 @@ def supervise(
                 workers.close()
             if stop.signals or not (code == PREEMPTED or _is_lost(code)):
                 return code
-            reason = "the job was preempted and saved its state" if code == PREEMPTED else f"a worker was lost ({_named(code)})"
+            lost = f"a worker was lost ({_named(code)})"
+            reason = "the job was preempted and saved its state" if code == PREEMPTED else lost
             if attempt == max_restarts:
                 _say(f"{reason}; not started again after {max_restarts} restarts (--max_restarts)")
                 return code
