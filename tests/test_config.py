@@ -272,6 +272,14 @@ def test_refusal_by_a_dataclass_says_where_the_value_was_set(folder):
     )
 
 
+def test_root_that_is_a_class_refuses_in_the_same_way(folder):
+    config = load(folder, "run.dropout = 2.0\n", table={"run": Encoder})
+    with pytest.raises(InputError, match=r"got 2\.0\n  run\.dropout = 2\.0  \(my\.gin:1\)"):
+        config.call("run")
+    with pytest.raises(InputError, match=r"run: .*unexpected keyword argument 'other'"):
+        config.call("run", other=1)
+
+
 def test_error_of_the_called_function_itself_is_not_taken_for_a_wrong_configuration(folder):
     def broken(steps=1):
         raise ValueError("inside")

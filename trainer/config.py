@@ -8,6 +8,7 @@ are compared by it. The rest of the library knows nothing of Gin.
 import copy
 import fnmatch
 import hashlib
+import inspect
 import json
 import re
 
@@ -116,13 +117,15 @@ class ResolvedConfig:
         """Calls a configurable with what is bound and what the program gives.
 
         Raises:
-            InputError: as `arguments`; also if something given is bound too, since the bound value would be ignored.
+            InputError: as `arguments`; also if something given is bound too, since the bound value would be ignored,
+                and if a class refuses its arguments. What a function raises is left as it is: its work may fail.
         """
         name = self._registry.canonical(name)
         for parameter, binding in self._bindings.effective(name, ()).items():
             if parameter in given:
                 raise InputError(f"{binding.origin}: {binding.key} is set by the program itself. Remove the line.")
-        return self._registry.object(name)(**self.arguments(name), **given)
+        configurable, arguments = self._registry.object(name), {**self.arguments(name), **given}
+        return self._made(name, (), arguments) if inspect.isclass(configurable) else configurable(**arguments)
 
     def _arguments(self, name, scope, calling):
         effective = self._bindings.effective(name, scope)
@@ -140,12 +143,15 @@ class ResolvedConfig:
             if (leaf.name, inner) in calling:
                 raise InputError(f"{leaf!r} needs itself to be made, through {', '.join(name for name, _ in calling)}.")
             arguments = self._arguments(leaf.name, inner, (*calling, (leaf.name, inner)))
-            try:
-                return self._registry.object(leaf.name)(**arguments)
-            except (ValueError, TypeError, InputError) as error:
-                raise InputError(self._refusal(leaf.name, inner, error)) from error
+            return self._made(leaf.name, inner, arguments)
 
         return mapped(value, evaluated)
+
+    def _made(self, name, scope, arguments):
+        try:
+            return self._registry.object(name)(**arguments)
+        except (ValueError, TypeError, InputError) as error:
+            raise InputError(self._refusal(name, scope, error)) from error
 
     def _refusal(self, name, scope, error):
         """Says that a configurable refused its arguments, and where those that the message names were set."""
