@@ -1,0 +1,131 @@
+"""Spills: the tokenized documents of one unit of work, in a section for each shard they go to.
+
+A spill lies in the work folder until its documents are in shards. Layout, little endian: a table of the sections
+(uint64 offset, uint64 length, uint64 CRC-32C each), the sections, information in JSON, its length (uint64). A section
+holds the numbers of documents, sentences and tokens (3 x uint64), a hash of each document (16 bytes), sentences of each
+document (uint32), tokens of each sentence (uint32), and the token ids.
+"""
+
+import dataclasses
+import json
+import struct
+
+import google_crc32c
+import numpy as np
+import tensorflow as tf
+
+from trainer import storage
+from trainer.errors import StorageFailed
+
+HASH_BYTES = 16
+_ENTRY = struct.Struct("<QQQ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Documents of one unit for one shard.
+
+    Attributes:
+        hashes: `[documents, 16]` uint8.
+        document_sentences: `[documents]` uint32.
+        sentence_lengths: `[sentences]` uint32, none 0.
+        token_ids: `[tokens]` uint16 or uint32.
+    """
+
+    hashes: object
+    document_sentences: object
+    sentence_lengths: object
+    token_ids: object
+
+
+class SectionBuilder:
+    """Collects documents for a section."""
+
+    def __init__(self):
+        self._hashes, self._sentences, self._lengths, self._ids = [], [], [], []
+
+    def add(self, document_hash, sentence_lengths, token_ids):
+        """Adds a document."""
+        self._hashes.append(document_hash)
+        self._sentences.append(len(sentence_lengths))
+        self._lengths.append(sentence_lengths)
+        self._ids.append(token_ids)
+
+    def content(self, id_bytes):
+        """Returns the bytes of the section; nothing if it has no documents."""
+        if not self._hashes:
+            return b""
+        lengths = np.concatenate(self._lengths).astype("<u4")
+        ids = np.concatenate(self._ids).astype(f"<u{id_bytes}")
+        sizes = struct.pack("<QQQ", len(self._hashes), len(lengths), len(ids))
+        sentences = np.array(self._sentences, "<u4")
+        return b"".join((sizes, *self._hashes, sentences.tobytes(), lengths.tobytes(), ids.tobytes()))
+
+
+def write_spill(path, sections, information):
+    """Writes a spill atomically.
+
+    Args:
+        path: where.
+        sections: list of bytes of each section, one a shard.
+        information: JSON-able dictionary to keep with it.
+    """
+    offset = len(sections) * _ENTRY.size
+    table = []
+    for section in sections:
+        table.append(_ENTRY.pack(offset, len(section), google_crc32c.value(section)))
+        offset += len(section)
+    content = json.dumps(information).encode("utf-8")
+    with storage.atomic_writer(path) as file:
+        for part in (*table, *sections, content, struct.pack("<Q", len(content))):
+            file.write(part)
+
+
+def read_information(path):
+    """Returns the information kept with a spill; None if there is no whole spill."""
+    try:
+        size = storage.size(path)
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.seek(size - 8)
+            (length,) = struct.unpack("<Q", file.read(8))
+            file.seek(size - 8 - length)
+            return json.loads(file.read(length))
+    except (tf.errors.OpError, ValueError, struct.error):
+        return None
+
+
+def read_section(path, number, id_bytes):
+    """Reads a section of a spill.
+
+    Args:
+        path: the spill.
+        number: the section's place.
+        id_bytes: bytes of a token id.
+
+    Returns:
+        `Section`, or None if it is empty.
+
+    Raises:
+        StorageFailed: if the bytes are not those that were written.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.seek(number * _ENTRY.size)
+            offset, length, checksum = _ENTRY.unpack(file.read(_ENTRY.size))
+            if not length:
+                return None
+            file.seek(offset)
+            content = file.read(length)
+    except (tf.errors.OpError, struct.error) as error:
+        raise StorageFailed(f"cannot read {path}: {error}") from error
+    if len(content) != length or google_crc32c.value(content) != checksum:
+        raise StorageFailed(f"{path} is damaged at byte {offset:,}. Delete it and run the same command again.")
+    documents, sentences, tokens = struct.unpack_from("<QQQ", content)
+    place = 24
+    hashes = np.frombuffer(content, np.uint8, documents * HASH_BYTES, place).reshape(documents, HASH_BYTES)
+    place += documents * HASH_BYTES
+    document_sentences = np.frombuffer(content, "<u4", documents, place)
+    place += documents * 4
+    sentence_lengths = np.frombuffer(content, "<u4", sentences, place)
+    place += sentences * 4
+    return Section(hashes, document_sentences, sentence_lengths, np.frombuffer(content, f"<u{id_bytes}", tokens, place))
