@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer import storage
 from trainer.data.manifests import load_manifest, verify_data_set
-from trainer.data.records import decode_rows_in_graph, rows_are_intact, split_frames
+from trainer.data.records import decode_rows_in_graph, rows_are_intact
 from trainer.data.stored_rows import StoredRows
 from trainer.errors import InputError
 
@@ -53,6 +53,11 @@ class Corpus:
         """Returns the rows of a split of several such corpora, as `PreparedRows`."""
         return PreparedRows(corpora, split)
 
+    @staticmethod
+    def check(corpora, *, vocabulary_sha256, checksums):
+        """See `check_corpora`."""
+        _check_prepared(corpora, vocabulary_sha256, checksums)
+
 
 class PreparedRows(StoredRows):
     """Rows in the format of `trainer.data.records`.
@@ -71,7 +76,7 @@ class PreparedRows(StoredRows):
             if not corpus.manifest.splits.get(split) or not corpus.manifest.rows(split):
                 filled = [name for name in corpus.manifest.splits if corpus.manifest.rows(name)]
                 raise InputError(
-                    f"{corpus.folder} holds no rows of the split {split!r}; it has {', '.join(filled) or 'none at all'}. "
+                    f"{corpus.folder} holds no rows of the split {split!r}; it has {', '.join(filled) or 'none'}. "
                     "Prepare the data again with such a split, or leave this corpus out."
                 )
             shards += [(number, corpus, shard) for shard in corpus.manifest.splits[split]]
@@ -92,8 +97,8 @@ class PreparedRows(StoredRows):
         ):
             if not compressed and size != rows * self.row_bytes:
                 raise InputError(
-                    f"the manifest is damaged: it says that shard {path} has {size:,} bytes, but its {rows:,} rows take "
-                    f"{rows * self.row_bytes:,}. Prepare the data again."
+                    f"the manifest is damaged: it says that shard {path} has {size:,} bytes, but its {rows:,} rows "
+                    f"take {rows * self.row_bytes:,}. Prepare the data again."
                 )
 
     def tensors(self):
@@ -104,10 +109,22 @@ class PreparedRows(StoredRows):
         """See `StoredRows.byte_range`: every row has the same stride."""
         return first_row * self.row_bytes, num_rows * self.row_bytes
 
-    def split(self, tensors, content, shard, first_row, num_rows):
-        """See `StoredRows.split`: `[rows, record_bytes]` uint8 records, each with a hash of its own."""
-        records = split_frames(self.row_format, content)
-        return records, rows_are_intact(self.row_format, records, tensors["salts"][shard], first_row)
+    def verify(self, tensors, records, shard, first_row):
+        """See `StoredRows.verify`: `[rows, record_bytes]` uint8 records, each with a hash that also knows its place."""
+        size = self.row_format.record_bytes
+        whole = tf.strings.length(records) == size
+        records = tf.cond(
+            tf.reduce_all(whole),
+            lambda: tf.io.decode_raw(records, tf.uint8),
+            lambda: tf.zeros([tf.size(records), size], tf.uint8),
+        )
+        records = tf.ensure_shape(records, [None, size])
+        hashes_match = rows_are_intact(self.row_format, records, tensors["salts"][shard], first_row)
+        return records, tf.logical_and(whole, hashes_match)
+
+    def record_boundary(self, shard, offset):
+        """See `StoredRows.record_boundary`."""
+        return offset % self.row_bytes == 0
 
     def decode(self, records):
         """See `StoredRows.decode`: the attributes of `records.Rows`, all int32."""
@@ -129,16 +146,20 @@ def stored_rows_of(corpora, split):
         InputError: if there is no corpus, the kinds are mixed, or the corpora do not fit together.
     """
     corpora = tuple(corpora)
+    return _kind_of(corpora).stored_rows(corpora, split)
+
+
+def _kind_of(corpora):
+    """Returns the class of all corpora, or raises InputError."""
     if not corpora:
         raise InputError("no corpus is given: name at least one folder of prepared data.")
-    kinds = {type(corpus) for corpus in corpora}
-    if len(kinds) > 1:
+    if len({type(corpus) for corpus in corpora}) > 1:
         raise InputError(
             f"{corpora[0].label} and {next(c.label for c in corpora if type(c) is not type(corpora[0]))} are of "
             "different kinds: prepared data and Google BERT's TFRecords cannot be mixed in one run. "
             "Prepare the text of both with `python -m tools.prepare_data`."
         )
-    return kinds.pop().stored_rows(corpora, split)
+    return type(corpora[0])
 
 
 def _check_same_layout(corpora):
@@ -154,8 +175,8 @@ def _check_same_layout(corpora):
             raise InputError(
                 f"{corpus.folder} and {first.folder} were prepared with different vocabularies "
                 f"({corpus.manifest.vocabulary_size:,} and {first.manifest.vocabulary_size:,} pieces, SHA-256 "
-                f"{corpus.manifest.vocabulary_sha256[:12]} and {first.manifest.vocabulary_sha256[:12]}). Prepare one of "
-                "them again with the other's vocabulary."
+                f"{corpus.manifest.vocabulary_sha256[:12]} and {first.manifest.vocabulary_sha256[:12]}). Prepare one "
+                "of them again with the other's vocabulary."
             )
         if corpus.manifest.id_bytes != first.manifest.id_bytes:
             raise InputError(
@@ -165,10 +186,10 @@ def _check_same_layout(corpora):
 
 
 def check_corpora(corpora, *, sequence_length=None, vocabulary_sha256=None, checksums="auto"):
-    """Compares prepared data sets with their manifests, with one another and with the run; call it before training.
+    """Compares data with its manifest or index, with one another and with the run; call it before training.
 
     Args:
-        corpora: `Corpus`es.
+        corpora: `Corpus`es or `GoogleBertCorpus`es.
         sequence_length: tokens in a row that the run expects; None takes what the data has.
         vocabulary_sha256: SHA-256 of the vocabulary file that the run's tokenizer uses; None takes the data's.
         checksums: whether to read all shards and compare their checksums; `"auto"` does so below a gigabyte, and
@@ -177,13 +198,20 @@ def check_corpora(corpora, *, sequence_length=None, vocabulary_sha256=None, chec
     Raises:
         InputError: naming the shard that is missing, extra, truncated or altered, or what does not fit.
     """
+    corpora = tuple(corpora)
+    for corpus in corpora:
+        if sequence_length is not None and corpus.sequence_length != sequence_length:
+            raise InputError(
+                f"{corpus.label} has rows of {corpus.sequence_length} tokens, the run expects {sequence_length}. "
+                f"Set the run's sequence length to {corpus.sequence_length} or prepare the data again."
+            )
+    _kind_of(corpora).check(corpora, vocabulary_sha256=vocabulary_sha256, checksums=checksums)
+
+
+def _check_prepared(corpora, vocabulary_sha256, checksums):
+    """What `check_corpora` does with prepared data."""
     for corpus in corpora:
         manifest = corpus.manifest
-        if sequence_length is not None and manifest.sequence_length != sequence_length:
-            raise InputError(
-                f"{corpus.folder} has rows of {manifest.sequence_length} tokens, the run expects {sequence_length}. "
-                f"Set the run's sequence length to {manifest.sequence_length} or prepare the data again."
-            )
         if vocabulary_sha256 is not None and manifest.vocabulary_sha256 != vocabulary_sha256:
             raise InputError(
                 f"{corpus.folder} was prepared with another vocabulary than the run's: its {manifest.vocabulary} has "

@@ -1,21 +1,23 @@
 """Stored rows: the shards of one or more corpora, of which any run of rows is read at once, inside the tf.data graph.
 
 Reading is written in TensorFlow operations alone, because a TPU slice runs the input pipeline on other hosts, where no
-Python of ours lives. `StoredRows` is what lanes and evaluation know of a format: where rows lie, how the bytes of a run
-are split and verified, and how records become tensors. The formats are in `corpora` and `google_bert`.
+Python of ours lives. `StoredRows` is what lanes and evaluation know of a format: where rows lie, how records are
+verified, and how they become tensors. The formats are in `corpora` and `google_bert`.
 """
 
 import abc
 import re
+import struct
 
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.records import masked_crc
 from trainer.errors import InputError, StorageFailed
 
 # Marks that keep a message for a person apart from what TensorFlow wraps around it.
 _MESSAGE_START, _MESSAGE_END = "<data error> ", " </data error>"
-_DECOMPRESSION_BUFFER_BYTES = 1 << 20
+_FRAME_HEADER_BYTES, _FRAME_FOOTER_BYTES = 12, 4
 
 
 class StoredRows(abc.ABC):
@@ -64,14 +66,19 @@ class StoredRows(abc.ABC):
 
     @abc.abstractmethod
     def byte_range(self, tensors, shard, first_row, num_rows):
-        """Returns (offset, number of bytes) of rows in the uncompressed content of a shard, as int64 tensors."""
+        """Returns (offset, number of bytes) of a run of rows in the uncompressed content of a shard, as int64."""
 
     @abc.abstractmethod
-    def split(self, tensors, content, shard, first_row, num_rows):
-        """Splits the bytes of a run of rows and verifies each.
+    def verify(self, tensors, records, shard, first_row):
+        """Verifies the records of a run of rows.
+
+        Args:
+            tensors: what `tensors()` returned.
+            records: `[rows]` strings; an empty one stands for a row that the file does not hold.
+            shard, first_row: scalar int64 tensors.
 
         Returns:
-            (records, intact): a tensor with one entry a row, and `[rows]` booleans.
+            (records, intact): the records as lanes carry them, a tensor with one entry a row, and `[rows]` booleans.
         """
 
     @abc.abstractmethod
@@ -90,47 +97,48 @@ class StoredRows(abc.ABC):
             `explain_read_error` turns into a message that names the shard.
         """
         path = tensors["paths"][shard]
+        compression = tensors["compression"][shard]
         offset, num_bytes = self.byte_range(tensors, shard, first_row, num_rows)
-        content = _read_range(path, offset, num_bytes, tensors["bytes"][shard], tensors["compression"][shard])
-        found_bytes = tf.cast(tf.strings.length(content), tf.int64)
-        last_row = first_row + num_rows - 1
-        complete = check_in_graph(
-            found_bytes == num_bytes,
-            ["shard ", path, " ends early: of rows ", first_row, " to ", last_row, " only ", found_bytes, " of "]
-            + [num_bytes, " bytes are there. Copy the shard again."],
-        )
-        with tf.control_dependencies([complete]):
-            records, intact = self.split(tensors, tf.identity(content), shard, first_row, num_rows)
-        bad_rows = num_rows - tf.reduce_sum(tf.cast(intact, tf.int64))
+        stored = _read_run(path, compression, tf.where(compression == "", offset, 0), num_bytes, num_rows)
+        records, intact = self.verify(tensors, stored, shard, first_row)
+        num_bad = num_rows - tf.reduce_sum(tf.cast(intact, tf.int64))
         first_bad = first_row + tf.argmin(tf.cast(intact, tf.int32), output_type=tf.int64)
         verified = check_in_graph(
-            bad_rows == 0,
-            ["shard ", path, " is damaged, or not the file that was prepared: ", bad_rows, " of the ", num_rows]
-            + [" rows from ", first_row, " to ", last_row, " fail their check, the first is row ", first_bad]
+            num_bad == 0,
+            [
+                "shard ",
+                path,
+                " is damaged, truncated, or not the file that was prepared: of its rows ",
+                first_row,
+                " to ",
+            ]
+            + [first_row + num_rows - 1, ", ", num_bad, " fail their check, the first is row ", first_bad]
             + [". Copy the shard again, or prepare the data again."],
         )
         with tf.control_dependencies([verified]):
             return tf.identity(records)
 
+    def record_boundary(self, shard, offset):
+        """Returns whether a record of a shard begins at a byte, as far as the index or manifest says."""
+        return True
 
-def _read_range(path, offset, num_bytes, file_bytes, compression):
-    """Returns bytes `offset` to `offset + num_bytes` of a file as a scalar string tensor, empty where it ends before.
 
-    A run of rows is one record of a `FixedLengthRecordDataset` whose header and footer are what lies around it. The
-    buffer has the size of the run, so not a byte more is read; taking two elements runs the reader to its end, which
-    closes the file (an open file on `gs://` holds a block of read cache).
+def _read_run(path, compression, offset, num_bytes, num_rows):
+    """Returns `[num_rows]` strings: the records from a byte on, and an empty string for the first that is not there.
+
+    The raw operation is used because it is the only one in TensorFlow that seeks: the header of a
+    `FixedLengthRecordDataset` is read, not skipped, and so is what `skip` leaves out. `tf.data.TFRecordDataset` does
+    not pass offsets on. As part of an outermost dataset the operation fails (it cannot be serialized for optimization),
+    but not inside a function as here. The buffer has the size of the run, so not a byte more is read, and the file is
+    closed on return (an open file on `gs://` holds a block of read cache).
     """
-    compressed = compression != ""
-    zero = tf.constant(0, tf.int64)
-    reader = tf.data.FixedLengthRecordDataset(
-        path,
-        num_bytes,
-        header_bytes=tf.where(compressed, zero, offset),
-        footer_bytes=tf.where(compressed, zero, file_bytes - offset - num_bytes),
-        buffer_size=tf.where(compressed, tf.constant(_DECOMPRESSION_BUFFER_BYTES, tf.int64), num_bytes),
-        compression_type=compression,
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=path[None], compression_type=compression, buffer_size=num_bytes, byte_offsets=offset[None]
     )
-    return reader.concatenate(tf.data.Dataset.from_tensors("")).batch(2).get_single_element()[0]
+    reader = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+    reader = reader.concatenate(tf.data.Dataset.from_tensors("")).take(num_rows)
+    stored = reader.batch(num_rows).get_single_element()
+    return tf.concat([stored, tf.fill([num_rows - tf.size(stored, tf.int64)], "")], axis=0)
 
 
 def check_in_graph(condition, message_parts):
@@ -147,12 +155,12 @@ def check_in_graph(condition, message_parts):
     return tf.debugging.Assert(condition, [tf.strings.join([*parts, _MESSAGE_END])])
 
 
-def explain_read_error(error, paths=()):
+def explain_read_error(error, rows=None):
     """Turns what reading raised into the error a person should see.
 
     Args:
         error: the exception that iterating a dataset, or a step that takes from it, raised.
-        paths: paths of the shards that were read (`StoredRows.paths`), to find the one a TensorFlow error speaks of.
+        rows: the `StoredRows` that were read, to find the shard that an error of TensorFlow's own speaks of.
 
     Returns:
         An `InputError` or `StorageFailed` that names the shard, or None where the error is not about stored data.
@@ -163,17 +171,59 @@ def explain_read_error(error, paths=()):
     marked = re.search(f"{re.escape(_MESSAGE_START)}(.*?){re.escape(_MESSAGE_END)}", message, re.DOTALL)
     if marked:
         return InputError(re.sub(r"\\(.)", r"\1", marked[1]))  # TensorFlow puts a backslash before quotes
-    path = max((path for path in paths if path in message), key=len, default=None)
+    damaged = re.search(r"(corrupted|truncated) record at (\d+)", message)
+    if damaged and rows is not None:
+        return _explain_damage(rows, damaged[1], int(damaged[2]))
+    path = max((path for path in rows.paths if path in message), key=len, default=None) if rows is not None else None
     if path is None:
         return None
     if isinstance(error, tf.errors.NotFoundError):
         return InputError(f"shard {path} is missing. Copy it again or prepare the data again.")
-    if "is not an exact multiple of the record length" in message:
-        return InputError(
-            f"shard {path} has another size than its manifest says: it is truncated or not the file that was prepared. "
-            "Copy it again."
-        )
-    reason = next((line.strip() for line in message.splitlines() if path in line), message.strip())
-    if isinstance(error, tf.errors.DataLossError | tf.errors.InvalidArgumentError | tf.errors.OutOfRangeError):
-        return InputError(f"shard {path} is damaged: {reason}. Copy it again.")
+    reason = next(line.strip() for line in message.splitlines() if path in line)
     return StorageFailed(f"shard {path} cannot be read: {reason}")
+
+
+def _explain_damage(rows, kind, offset):
+    """Finds the shard with a damaged record at a byte of its uncompressed content, which TensorFlow does not name."""
+    for shard, path in enumerate(rows.paths):
+        compressed = rows.shard_compressed[shard]
+        if compressed or (offset < rows.shard_bytes[shard] and rows.record_boundary(shard, offset)):
+            try:
+                intact = _gzip_is_intact(path) if compressed else _record_is_intact(path, offset)
+            except tf.errors.OpError:
+                intact = False
+            if not intact:
+                return InputError(
+                    f"shard {path} is damaged: {kind} record at byte {offset:,}. Copy the shard again, or prepare the "
+                    "data again."
+                )
+    return StorageFailed(
+        f"a {kind} record was read at byte {offset:,} of a shard of {', '.join(rows.labels)}, but every shard is whole "
+        "there now: storage or network gave other bytes than are stored. Start the run again."
+    )
+
+
+def _record_is_intact(path, offset):
+    """Returns whether a whole record with matching checksums begins at a byte of a file."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        file.seek(offset)
+        header = file.read(_FRAME_HEADER_BYTES)
+        if len(header) < _FRAME_HEADER_BYTES:
+            return False
+        length, length_crc = struct.unpack("<QI", header)
+        if masked_crc(header[:8]) != length_crc:
+            return False
+        content = file.read(length + _FRAME_FOOTER_BYTES)
+    if len(content) < length + _FRAME_FOOTER_BYTES:
+        return False
+    return masked_crc(content[:length]) == struct.unpack("<I", content[length:])[0]
+
+
+def _gzip_is_intact(path):
+    """Returns whether a gzipped TFRecord file reads to its end."""
+    try:
+        for _ in tf.data.TFRecordDataset(path, compression_type="GZIP").batch(1024):
+            pass
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.InvalidArgumentError):
+        return False
+    return True
