@@ -39,7 +39,7 @@ def main(arguments):
     settings = PreparationSettings(
         inputs=tuple(options.inputs or ()),
         source=options.source,
-        python_packages=options.python_packages,
+        python_packages=command_line.package_names(options.python_packages),
         vocabulary_size=options.size,
         lower_case=not options.cased,
         text_field=options.text_field,

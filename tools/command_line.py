@@ -1,10 +1,16 @@
-"""What the commands in `tools/` share: options for a corpus, and errors as messages with exit codes."""
+"""What the commands in `tools/` share: options for a corpus, and errors as messages with exit codes.
+
+Import it before anything that imports TensorFlow, which is told here to keep its log to itself.
+"""
 
 import argparse
 import os
 import sys
 
+from trainer.environment import prepare_environment
 from trainer.errors import TrainerError
+
+prepare_environment(os.environ)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -17,7 +23,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def run(main, arguments=None):
-    """Runs a command's `main(arguments)` and exits: 0, or a `TrainerError`'s code with its message and no stack trace."""
+    """Runs a command's `main(arguments)` and exits: 0, or a `TrainerError`'s code and its message, no stack trace."""
     try:
         code = main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -33,7 +39,7 @@ def run(main, arguments=None):
     sys.exit(code)
 
 
-def package_list(text):
+def package_names(text):
     """Splits an option's list of package names."""
     return tuple(name for name in text.replace(",", " ").split() if name)
 
@@ -63,12 +69,14 @@ def add_corpus_options(parser, defaults):
     group.add_argument(
         "--python_packages",
         metavar="NAME,...",
-        type=package_list,
-        default=defaults["python_packages"],
-        help=f"packages of --source python_docs (default: {','.join(defaults['python_packages'])})",
+        default=",".join(defaults["python_packages"]),
+        help="packages of --source python_docs; stdlib is the standard library",
     )
     group.add_argument(
-        "--text_field", default=defaults["text_field"], help="field of a .jsonl line that holds the text"
+        "--text_field",
+        metavar="NAME",
+        default=defaults["text_field"],
+        help="field of a .jsonl line that holds the text",
     )
     group.add_argument(
         "--one_document_per_file",

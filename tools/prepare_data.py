@@ -18,6 +18,7 @@ from trainer.data.preparation import DEFAULT_VOCABULARY_SIZE, PreparationSetting
 from trainer.data.preparation_display import ProgressDisplay, summary_table
 from trainer.errors import InputError
 
+_MUCH_PADDING = 0.3
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(PreparationSettings)}
 
 
@@ -45,10 +46,14 @@ def parser():
         "--packing",
         choices=packing.MODES,
         default=_DEFAULTS["packing"],
-        help="full_sentences as RoBERTa; pairs of segments for next sentence (BERT) or sentence order (ALBERT) prediction",
+        help="full_sentences as RoBERTa; pairs for next sentence (BERT) or sentence order (ALBERT) prediction",
     )
     group.add_argument(
-        "--short_rows", metavar="SHARE", type=float, default=_DEFAULTS["short_rows"], help="shorter sentence pairs"
+        "--short_rows",
+        metavar="SHARE",
+        type=float,
+        default=_DEFAULTS["short_rows"],
+        help="share of the pairs made shorter than a row",
     )
     group.add_argument(
         "--held_out",
@@ -76,7 +81,7 @@ def settings_from(options):
     return PreparationSettings(
         inputs=tuple(options.inputs or ()),
         source=options.source,
-        python_packages=options.python_packages,
+        python_packages=command_line.package_names(options.python_packages),
         vocabulary=options.vocab,
         vocabulary_size=DEFAULT_VOCABULARY_SIZE if options.vocab_size is None else options.vocab_size,
         lower_case=not options.cased,
@@ -112,7 +117,19 @@ def main(arguments):
             overwrite=options.overwrite,
             progress=progress,
         )
-    rich.console.Console().print(summary_table(options.output, manifest))
+    console = rich.console.Console()
+    console.print(summary_table(options.output, manifest))
+    if manifest.summary["padding_share"] > _MUCH_PADDING:
+        console.print(
+            "Much of the rows is padding, because the documents are short. "
+            + (
+                "A smaller --sequence_length wastes less."
+                if options.packing == "full_sentences"
+                else "--packing full_sentences, a smaller --sequence_length, or --document_start to tell where longer "
+                "documents begin wastes less."
+            ),
+            soft_wrap=True,
+        )
     return 0
 
 
