@@ -76,12 +76,12 @@ def add_corpus_options(parser, defaults):
         "--text_field",
         metavar="NAME",
         default=defaults["text_field"],
-        help="field of a .jsonl line that holds the text",
+        help="field of a .jsonl line with the text",
     )
     group.add_argument(
         "--one_document_per_file",
         action="store_true",
-        help="a .txt file is one document (default: blank lines separate)",
+        help="a .txt file is one document (default: blank lines separate documents)",
     )
     group.add_argument(
         "--document_start",

@@ -53,7 +53,7 @@ def parser():
         metavar="SHARE",
         type=float,
         default=_DEFAULTS["short_rows"],
-        help="share of the pairs made shorter than a row",
+        help="share of short pairs",
     )
     group.add_argument(
         "--held_out",
