@@ -261,6 +261,7 @@ def test_gzipped_shards_hold_no_time(tmp_path):
         ("No. 5 costs 3.5 dollars, i.e. little.", ["No. 5 costs 3.5 dollars, i.e. little."]),
         ("spaced out . Another one .", ["spaced out .", "Another one ."]),
         ("你好。再见！", ["你好。", "再见！"]),
+        ("他说：“好。”然后走了。", ["他说：“好。”", "然后走了。"]),
         ("no mark", ["no mark"]),
     ],
 )
