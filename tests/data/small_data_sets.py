@@ -53,9 +53,7 @@ def write_data_set(
             num_tokens = np.maximum(num_tokens, 2)
             number += rows
             salt = int(rng.integers(1 << 32))
-            content = frame_records(
-                encode_rows(row_format, token_ids, *others, num_tokens, salt=salt, first_row=0)
-            )
+            content = frame_records(encode_rows(row_format, token_ids, *others, num_tokens, salt=salt, first_row=0))
             content = gzip.compress(content, mtime=0) if gzipped else content
             name = f"{split}-{index:05d}.tfrecord" + (".gz" if gzipped else "")
             storage.write_bytes(storage.join(folder, name), content)

@@ -74,7 +74,7 @@ class GoogleBertCorpus:
         """What messages call this corpus."""
         return self.train
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  a run has a handful of corpora, which live as long as it does
+    @functools.cache  # noqa: B019  a run has a handful of corpora, which live as long as it does
     def indexes(self, split):
         """Returns the `FileIndex` of each file of a split, in the order of names.
 
@@ -328,7 +328,7 @@ def _not_records(path, offset, first_bytes):
         return f"{path} is damaged: no record begins at byte {offset:,}, where one should. Copy the file again."
     if first_bytes == b"\x1f\x8b":
         return f"{path} is gzipped: the reader seeks in it, so decompress it first (gunzip)."
-    return f"{path} is not a TFRecord file: it does not begin with a record. Give the output of create_pretraining_data.py."
+    return f"{path} is not a TFRecord file: no record begins it. Give the output of create_pretraining_data.py."
 
 
 def _sizes_of_rows(path, offsets):

@@ -13,8 +13,8 @@ One record, little endian, for `sequence_length` L:
     uint8[ceil(L/8)]    segment ids, one bit a token
     zeros up to a multiple of 4 bytes
 
-Bulk reading bypasses the checksum of the TFRecord framing, so a row carries its own hash, which also binds it to its
-shard and its place there: a stale, swapped or shifted row is found, not only a damaged one.
+The checksum of the framing finds damaged bytes. A row carries a hash of its own besides, which binds it to its shard
+and its place there: a stale, swapped or shifted row is found too.
 """
 
 import dataclasses
@@ -194,20 +194,6 @@ def decode_rows(row_format, records):
         document_ids=np.cumsum(unpack(ids_end), axis=1, dtype=np.int32) * inside,
         pair_labels=np.where(labels == NO_LABEL, -1, labels).astype(np.int32),
     )
-
-
-def split_frames(row_format, block):
-    """Splits the bytes of whole framed records into records, in the graph.
-
-    Args:
-        block: scalar string tensor: any number of framed records.
-
-    Returns:
-        `[rows, record_bytes]` uint8 tensor.
-    """
-    framed = tf.reshape(tf.io.decode_raw(block, tf.uint8), [-1, row_format.stride])
-    start = _LENGTH_BYTES + _CHECKSUM_BYTES
-    return framed[:, start : start + row_format.record_bytes]
 
 
 def rows_are_intact(row_format, records, salt, first_row):

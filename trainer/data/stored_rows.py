@@ -174,6 +174,8 @@ def explain_read_error(error, rows=None):
     damaged = re.search(r"(corrupted|truncated) record at (\d+)", message)
     if damaged and rows is not None:
         return _explain_damage(rows, damaged[1], int(damaged[2]))
+    if "inflate() failed" in message and rows is not None:
+        return _explain_damage(rows, "corrupted", 0)
     path = max((path for path in rows.paths if path in message), key=len, default=None) if rows is not None else None
     if path is None:
         return None
@@ -186,17 +188,17 @@ def explain_read_error(error, rows=None):
 def _explain_damage(rows, kind, offset):
     """Finds the shard with a damaged record at a byte of its uncompressed content, which TensorFlow does not name."""
     for shard, path in enumerate(rows.paths):
-        compressed = rows.shard_compressed[shard]
-        if compressed or (offset < rows.shard_bytes[shard] and rows.record_boundary(shard, offset)):
-            try:
-                intact = _gzip_is_intact(path) if compressed else _record_is_intact(path, offset)
-            except tf.errors.OpError:
-                intact = False
-            if not intact:
-                return InputError(
-                    f"shard {path} is damaged: {kind} record at byte {offset:,}. Copy the shard again, or prepare the "
-                    "data again."
-                )
+        if rows.shard_compressed[shard]:
+            intact, where = _gzip_is_intact(path), "its content cannot be decompressed"
+        else:
+            # TensorFlow names the byte where the record begins, or where its content does.
+            begins = (begin for begin in (offset, offset - _FRAME_HEADER_BYTES) if begin >= 0)
+            begin = next((begin for begin in begins if rows.record_boundary(shard, begin)), None)
+            if begin is None or begin >= rows.shard_bytes[shard]:
+                continue
+            intact, where = _record_is_intact(path, begin), f"{kind} record at byte {begin:,}"
+        if not intact:
+            return InputError(f"shard {path} is damaged: {where}. Copy the shard again, or prepare the data again.")
     return StorageFailed(
         f"a {kind} record was read at byte {offset:,} of a shard of {', '.join(rows.labels)}, but every shard is whole "
         "there now: storage or network gave other bytes than are stored. Start the run again."
@@ -205,6 +207,8 @@ def _explain_damage(rows, kind, offset):
 
 def _record_is_intact(path, offset):
     """Returns whether a whole record with matching checksums begins at a byte of a file."""
+    if not tf.io.gfile.exists(path):
+        return False
     with tf.io.gfile.GFile(path, "rb") as file:
         file.seek(offset)
         header = file.read(_FRAME_HEADER_BYTES)
@@ -224,6 +228,6 @@ def _gzip_is_intact(path):
     try:
         for _ in tf.data.TFRecordDataset(path, compression_type="GZIP").batch(1024):
             pass
-    except (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.InvalidArgumentError):
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError):
         return False
     return True
