@@ -11,6 +11,7 @@ import logging
 import re
 import struct
 
+import google_crc32c
 import numpy as np
 import tensorflow as tf
 
@@ -36,6 +37,7 @@ class FileIndex:
         path: the file.
         bytes: its size when it was scanned.
         modified_nanoseconds: its time of modification then.
+        crc32c: CRC-32C of the file, eight hexadecimal digits.
         offsets: `[records + 1]` int64, where each record begins, and the end of the file.
         sequence_length: tokens in a row.
         predictions_per_row: slots for masked tokens in a row.
@@ -44,6 +46,7 @@ class FileIndex:
     path: str
     bytes: int
     modified_nanoseconds: int
+    crc32c: str
     offsets: np.ndarray
     sequence_length: int
     predictions_per_row: int
@@ -55,16 +58,16 @@ class GoogleBertCorpus:
 
     Args:
         train: path or glob of the training files (or several, separated by commas), local or `gs://`.
-        held_out: the same for evaluation; None if there are none.
         weight: share of the training examples, relative to the weights of the other corpora.
+        held_out: the same for evaluation; None if there are none.
         vocabulary_size: pieces in the vocabulary the files were made with; token ids are checked against it.
         remask: puts the original tokens back and leaves the stored masks out, so that masks can be drawn afresh.
         index_folder: where the indexes are kept; None keeps each beside its file.
     """
 
     train: str
-    held_out: str | None = None
     weight: float = 1.0
+    held_out: str | None = None
     vocabulary_size: int | None = None
     remask: bool = False
     index_folder: str | None = None
@@ -94,6 +97,11 @@ class GoogleBertCorpus:
     def sequence_length(self):
         """Tokens in a row."""
         return self.indexes("train")[0].sequence_length
+
+    @property
+    def fingerprint(self):
+        """Text that changes when the content of a training file does."""
+        return " ".join(index.crc32c for index in self.indexes("train"))
 
     @staticmethod
     def stored_rows(corpora, split):
@@ -261,6 +269,7 @@ def file_index(path, index_folder=None):
                     path=path,
                     bytes=int(stored["bytes"]),
                     modified_nanoseconds=int(stored["modified_nanoseconds"]),
+                    crc32c=str(stored["crc32c"]),
                     offsets=stored["offsets"],
                     sequence_length=int(stored["sequence_length"]),
                     predictions_per_row=int(stored["predictions_per_row"]),
@@ -269,9 +278,9 @@ def file_index(path, index_folder=None):
                 return index
         except (ValueError, KeyError, OSError, EOFError):
             logging.warning("the index %s is damaged: making it again", index_path)
-    offsets = scan_records(path)
+    offsets, crc32c = scan_records(path)
     sequence_length, predictions_per_row = _sizes_of_rows(path, offsets)
-    index = FileIndex(path, status.length, status.mtime_nsec, offsets, sequence_length, predictions_per_row)
+    index = FileIndex(path, status.length, status.mtime_nsec, crc32c, offsets, sequence_length, predictions_per_row)
     content = io.BytesIO()
     np.savez(content, **{name: value for name, value in vars(index).items() if name != "path"})
     try:
@@ -290,14 +299,15 @@ def scan_records(path):
         path: the file.
 
     Returns:
-        `[records + 1]` int64: where each record begins, and the end of the file.
+        (`[records + 1]` int64: where each record begins, and the end of the file; the file's CRC-32C in hexadecimal).
 
     Raises:
         InputError: if it is not a TFRecord file, or damaged or truncated.
     """
-    offsets, start, rest = [0], 0, b""
+    offsets, start, rest, file_crc = [0], 0, b"", 0
     with tf.io.gfile.GFile(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
+            file_crc = google_crc32c.extend(file_crc, chunk)
             rest, position = rest + chunk, 0
             while len(rest) - position >= _HEADER_BYTES:
                 length, length_crc = struct.unpack_from("<QI", rest, position)
@@ -319,7 +329,7 @@ def scan_records(path):
         raise InputError(f"{path} is truncated: it ends in the middle of record {len(offsets) - 1:,}. Copy it again.")
     if len(offsets) == 1:
         raise InputError(f"{path} is empty: it holds no record.")
-    return np.array(offsets, np.int64)
+    return np.array(offsets, np.int64), f"{file_crc:08x}"
 
 
 def _not_records(path, offset, first_bytes):

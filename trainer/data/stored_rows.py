@@ -155,28 +155,31 @@ def check_in_graph(condition, message_parts):
     return tf.debugging.Assert(condition, [tf.strings.join([*parts, _MESSAGE_END])])
 
 
-def explain_read_error(error, rows=None):
+def explain_read_error(error, rows):
     """Turns what reading raised into the error a person should see.
 
     Args:
         error: the exception that iterating a dataset, or a step that takes from it, raised.
-        rows: the `StoredRows` that were read, to find the shard that an error of TensorFlow's own speaks of.
+        rows: the `StoredRows` that were read (of a `LanePlan`, say), or several: to find the shard that an error of
+            TensorFlow's own speaks of.
 
     Returns:
         An `InputError` or `StorageFailed` that names the shard, or None where the error is not about stored data.
     """
     if not isinstance(error, tf.errors.OpError):
         return None
+    rows = (rows,) if isinstance(rows, StoredRows) else tuple(rows)
     message = error.message or ""
     marked = re.search(f"{re.escape(_MESSAGE_START)}(.*?){re.escape(_MESSAGE_END)}", message, re.DOTALL)
     if marked:
         return InputError(re.sub(r"\\(.)", r"\1", marked[1]))  # TensorFlow puts a backslash before quotes
     damaged = re.search(r"(corrupted|truncated) record at (\d+)", message)
-    if damaged and rows is not None:
+    if damaged:
         return _explain_damage(rows, damaged[1], int(damaged[2]))
-    if "inflate() failed" in message and rows is not None:
+    if "inflate() failed" in message:
         return _explain_damage(rows, "corrupted", 0)
-    path = max((path for path in rows.paths if path in message), key=len, default=None) if rows is not None else None
+    paths = [path for stored in rows for path in stored.paths if path in message]
+    path = max(paths, key=len, default=None)
     if path is None:
         return None
     if isinstance(error, tf.errors.NotFoundError):
@@ -187,21 +190,23 @@ def explain_read_error(error, rows=None):
 
 def _explain_damage(rows, kind, offset):
     """Finds the shard with a damaged record at a byte of its uncompressed content, which TensorFlow does not name."""
-    for shard, path in enumerate(rows.paths):
-        if rows.shard_compressed[shard]:
+    for stored, shard in ((each, shard) for each in rows for shard in range(len(each.paths))):
+        path = stored.paths[shard]
+        if stored.shard_compressed[shard]:
             intact, where = _gzip_is_intact(path), "its content cannot be decompressed"
         else:
             # TensorFlow names the byte where the record begins, or where its content does.
             begins = (begin for begin in (offset, offset - _FRAME_HEADER_BYTES) if begin >= 0)
-            begin = next((begin for begin in begins if rows.record_boundary(shard, begin)), None)
-            if begin is None or begin >= rows.shard_bytes[shard]:
+            begin = next((begin for begin in begins if stored.record_boundary(shard, begin)), None)
+            if begin is None or begin >= stored.shard_bytes[shard]:
                 continue
             intact, where = _record_is_intact(path, begin), f"{kind} record at byte {begin:,}"
         if not intact:
             return InputError(f"shard {path} is damaged: {where}. Copy the shard again, or prepare the data again.")
+    labels = ", ".join(label for each in rows for label in each.labels)
     return StorageFailed(
-        f"a {kind} record was read at byte {offset:,} of a shard of {', '.join(rows.labels)}, but every shard is whole "
-        "there now: storage or network gave other bytes than are stored. Start the run again."
+        f"a {kind} record was read at byte {offset:,} of a shard of {labels}, but every shard is whole there now: "
+        "storage or network gave other bytes than are stored. Start the run again."
     )
 
 
