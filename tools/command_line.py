@@ -4,13 +4,32 @@ Import it before anything that imports TensorFlow, which is told here to keep it
 """
 
 import argparse
+import importlib
 import os
 import sys
 
 from trainer.environment import prepare_environment
 from trainer.errors import TrainerError
 
-prepare_environment(os.environ)
+
+def _import_tensorflow_quietly():
+    """Imports TensorFlow, here and in worker processes, without the lines it logs before it can be told not to."""
+    prepare_environment(os.environ)
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":  # somebody wants to see them
+        return
+    standard_error = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        importlib.import_module("tensorflow")
+        importlib.import_module("tensorflow_text")
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+        os.close(nowhere)
+
+
+_import_tensorflow_quietly()
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -7,16 +7,15 @@ Each document of a row has a colour of its own, segment B another; a masked toke
 """
 
 import argparse
-import gzip
 
 import numpy as np
 import rich.console
 import rich.text
-import tensorflow as tf
 
 from tools import command_line
 from trainer import storage
 from trainer.data import masking
+from trainer.data.documents import open_bytes
 from trainer.data.manifests import load_manifest
 from trainer.data.records import decode_rows, row_hashes
 from trainer.data.vocabulary import SPECIAL_TOKENS, load_vocabulary
@@ -72,7 +71,9 @@ def read_records(folder, manifest, split, first, count):
         if count > 0 and first < shard.rows:
             rows = min(count, shard.rows - first)
             path = storage.join(folder, shard.name)
-            content = _read(path, manifest.compression, first * form.stride, rows * form.stride)
+            with open_bytes(path) as file:
+                file.seek(first * form.stride)
+                content = file.read(rows * form.stride)
             if len(content) != rows * form.stride:
                 raise InputError(f"shard {path} ends before row {first + rows - 1:,}: it is truncated. Copy it again.")
             framed = np.frombuffer(content, np.uint8).reshape(rows, form.stride)
@@ -85,16 +86,6 @@ def read_records(folder, manifest, split, first, count):
             count -= rows
         first = max(0, first - shard.rows)
     return np.concatenate(parts)
-
-
-def _read(path, compression, offset, length):
-    with tf.io.gfile.GFile(path, "rb") as file:
-        if compression == "GZIP":
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                unpacked.seek(offset)
-                return unpacked.read(length)
-        file.seek(offset)
-        return file.read(length)
 
 
 def render_row(pieces, token_ids, segment_ids, document_ids, masked_ids=None, chosen=()):

@@ -197,7 +197,7 @@ def read_documents(unit, options):
     """
     for part in unit.slices:
         try:
-            with _open(part.path) as file:
+            with open_bytes(part.path) as file:
                 read = _json_documents if _is_json(part.path) else _text_documents
                 for text in read(file, part, options):
                     lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
@@ -241,8 +241,8 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _open(path):
-    """Opens a file for reading bytes, decompressed, by lines or in blocks."""
+def open_bytes(path):
+    """Opens a file, local or remote, for reading bytes by lines or in blocks; `.gz` files are decompressed."""
     if storage.is_remote(path):
         file = io.BufferedReader(_RemoteFile(path), _BUFFER_BYTES)
     else:

@@ -313,9 +313,12 @@ class _Run:
             done += units[place].bytes
             self._progress("counting words", done, total, "bytes", 0)
         size = self._settings.vocabulary_size
-        return learn_vocabulary(
-            counts, size, progress=lambda made: self._progress("learning the vocabulary", made, size, "pieces", 0)
+        phase = "learning the vocabulary"
+        vocabulary = learn_vocabulary(
+            counts, size, progress=lambda made: self._progress(phase, made, size, "pieces", 0)
         )
+        self._progress(phase, len(vocabulary), len(vocabulary), "pieces", 0)
+        return vocabulary
 
     def tokenize(self, units, row_format, size):
         """Tokenizes all units into spills; returns the assignment, the paths and the information of each."""
