@@ -37,7 +37,9 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         self.hidden_size = config.hidden_size
         self.transform = keras.layers.Dense(
             config.hidden_size,
-            kernel_initializer=layers.truncated_normal(config.initializer_range, seed, "masked_language_model/transform"),
+            kernel_initializer=layers.truncated_normal(
+                config.initializer_range, seed, "masked_language_model/transform"
+            ),
             dtype=self.dtype_policy,
             name="transform",
         )
@@ -48,9 +50,7 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         shape = (None, None, self.hidden_size)
         self.transform.build(shape)
         self.norm.build(shape)
-        self.output_bias = self.add_weight(
-            name="output_bias", shape=(self._shared[0].input_dim,), initializer="zeros"
-        )
+        self.output_bias = self.add_weight(name="output_bias", shape=(self._shared[0].input_dim,), initializer="zeros")
         self.built = True
 
     def call(self, hidden, positions):

@@ -225,7 +225,14 @@ class TransformerLayer(keras.layers.Layer):
             return keras.layers.Dense(units, kernel_initializer=initializer, dtype=policy, name=name)
 
         self.attention = SelfAttention(
-            hidden_size, num_heads, attention_dropout, stddev, seed, f"{purpose}/attention", dtype=policy, name="attention"
+            hidden_size,
+            num_heads,
+            attention_dropout,
+            stddev,
+            seed,
+            f"{purpose}/attention",
+            dtype=policy,
+            name="attention",
         )
         self.attention_dropout = Dropout(dropout, f"{purpose}/attention_output", dtype=policy, name="attention_dropout")
         self.attention_norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="attention_norm")

@@ -1,13 +1,20 @@
 """Pretraining: masked language modelling, with next-sentence or sentence-order prediction where the rows are pairs."""
 
 import dataclasses
+import math
 
 import keras
 from keras import ops
 
-from trainer.data import masking
+from trainer.data.lane_order import example_locations
+from trainer.data.masking import MaskingConfig, mask_tokens
+from trainer.data.pretraining_data import OpenedData, PretrainingData
+from trainer.data.vocabulary import file_content
+from trainer.errors import InputError
+from trainer.models import costs
 from trainer.models.encoder import Encoder, EncoderConfig
 from trainer.models.heads import MaskedLanguageModelHead, SentencePairHead
+from trainer.tasks.fill_mask import fill_masks, serving_signatures, show_answers
 from trainer.tasks.task import Sums, Task
 
 
@@ -52,19 +59,48 @@ def correct(logits, labels):
     return ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == labels, "float32")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """The pretraining task, before its data is opened.
+
+    Args:
+        data: `PretrainingData`.
+        encoder: `EncoderConfig`.
+        masking: `MaskingConfig`, for rows that do not come masked.
+    """
+
+    data: PretrainingData
+    encoder: EncoderConfig
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+
+    def open(self, run_directory, **options):
+        """Opens the data, see `PretrainingData.open`; returns the `Pretraining` task.
+
+        Raises:
+            InputError: also if rows are longer than the encoder can read.
+        """
+        data = self.data.open(run_directory, **options)
+        if data.sequence_length > self.encoder.max_length:
+            raise InputError(
+                f"rows have {data.sequence_length} tokens but encoder.max_length is {self.encoder.max_length}: "
+                "raise it, or prepare shorter rows"
+            )
+        return Pretraining(data, self.encoder, self.masking)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretraining(Task):
     """The pretraining task.
 
     Args:
-        data: a `PretrainingData`: rows, vocabulary, order.
+        data: `OpenedData`: rows, vocabulary, order.
         encoder: `EncoderConfig`.
         masking: `MaskingConfig`, for rows that do not come masked.
     """
 
-    data: object
+    data: OpenedData
     encoder: EncoderConfig
-    masking: masking.MaskingConfig
+    masking: MaskingConfig
 
     @property
     def loss_coefficients(self):
@@ -79,10 +115,28 @@ class Pretraining(Task):
             names |= {"sentence_pair_loss": "sentence_pair", "sentence_pair_accuracy": "sentence_pair"}
         return names
 
+    @property
+    def tokens_per_example(self):
+        """Tokens in a row."""
+        return self.data.sequence_length
+
+    @property
+    def has_evaluation(self):
+        """Whether there are held-out rows."""
+        return bool(self.data.held_out)
+
+    @property
+    def data_paths(self):
+        """The files that training reads."""
+        return tuple(self.data.plan.rows.paths)
+
+    @property
+    def fingerprints(self):
+        """One text a corpus that changes when its content does."""
+        return self.data.fingerprints
+
     def build_model(self, *, seed, dtype):
-        model = PretrainingModel(
-            self.encoder, self.data.vocabulary_size, pairs=self.data.pairs, seed=seed, dtype=dtype
-        )
+        model = PretrainingModel(self.encoder, self.data.vocabulary_size, pairs=self.data.pairs, seed=seed, dtype=dtype)
         model.build()
         return model
 
@@ -103,7 +157,7 @@ class Pretraining(Task):
                 "token_weights": examples["masked_weights"],
             }
         else:
-            masked = masking.mask_tokens(self.masking, keys, examples["token_ids"], self.data.token_kinds)
+            masked = mask_tokens(self.masking, keys, examples["token_ids"], self.data.token_kinds)
             features |= {
                 "token_ids": masked.token_ids,
                 "positions": masked.positions,
@@ -142,3 +196,62 @@ class Pretraining(Task):
             metrics["sentence_pair_loss"] = losses["sentence_pair"]
             metrics["sentence_pair_accuracy"] = ops.sum(correct(pair_logits, labels) * weights)
         return Sums(losses, metrics)
+
+    def report(self, metrics):
+        """Adds `perplexity`, the exponential of the masked-language-model loss."""
+        loss = metrics["masked_language_model_loss"]
+        return metrics | {"perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+    def predict(self, model, texts, top_k):
+        """Fills the masks in texts, see `trainer.tasks.fill_mask`."""
+        return fill_masks(self.data, model, texts, top_k)
+
+    def show_predictions(self, answers, console):
+        """Prints each text, and under it the answers for each mask with their probabilities."""
+        show_answers(answers, console)
+
+    def serving_signatures(self, model):
+        """Returns `encode` (hidden states) and `serving_default` (token logits at given positions)."""
+        return serving_signatures(self.data, model)
+
+    def serving_assets(self):
+        """Returns the vocabulary file."""
+        return {"vocab.txt": file_content(self.data.pieces.pieces)}
+
+    def describe_example(self, examples, index):
+        """Returns the tokens of a row without padding."""
+        ids = examples["token_ids"][index]
+        return self.data.pieces.text(ids[ids != 0])
+
+    def example_places(self, **options):
+        """Returns the shard and row of each example, see `trainer.data.lanes.example_locations`."""
+        plan = self.data.plan
+        found = example_locations(plan, **options)
+        return [
+            f"{plan.rows.paths[shard].rsplit('/', 1)[-1]} row {row}"
+            for shard, row in zip(found.shard, found.row, strict=True)
+        ]
+
+    def describe_data(self, num_examples):
+        """Returns rows and epochs of each corpus."""
+        return [
+            (
+                f"corpus {share.label}",
+                f"{share.rows:,} rows, {share.share:.1%} of the examples, {share.epochs(num_examples):.2f} epochs",
+            )
+            for share in self.data.plan.shares
+        ]
+
+    def training_flops(self):
+        return costs.training_flops(self.encoder, **self._row())
+
+    def activation_bytes(self, compute_bytes):
+        return costs.activation_bytes(self.encoder, compute_bytes=compute_bytes, **self._row())
+
+    def _row(self):
+        length = self.data.sequence_length
+        return {
+            "length": length,
+            "predictions": self.masking.num_slots(length),
+            "vocabulary_size": self.data.vocabulary_size,
+        }

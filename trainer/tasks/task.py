@@ -28,10 +28,18 @@ class Task(abc.ABC):
     Attributes:
         loss_coefficients: `{loss name: float}`: the total loss is their weighted sum.
         metric_names: `{metric name: loss name}`: each metric and the loss whose weight divides it.
+        tokens_per_example: tokens in a row, for rates.
+        has_evaluation: whether there are held-out examples.
+        data_paths: the files that are read, for messages.
+        fingerprints: texts that change when the content of the data does.
     """
 
     loss_coefficients: dict
     metric_names: dict
+    tokens_per_example: int
+    has_evaluation: bool
+    data_paths: tuple
+    fingerprints: tuple
 
     @abc.abstractmethod
     def build_model(self, *, seed, dtype):
@@ -78,3 +86,61 @@ class Task(abc.ABC):
         Returns:
             `Sums`.
         """
+
+    def report(self, metrics):
+        """Returns metrics for people and files, made of averaged ones: adds perplexity, say.
+
+        Args:
+            metrics: dict of names to floats.
+        """
+        return metrics
+
+    @abc.abstractmethod
+    def predict(self, model, texts, top_k):
+        """Answers for texts.
+
+        Args:
+            model: what `build_model` returned.
+            texts: list of strings.
+            top_k: number of answers where there are several.
+
+        Returns:
+            list of dicts that JSON can hold, one a text, each with `text`.
+        """
+
+    @abc.abstractmethod
+    def show_predictions(self, answers, console):
+        """Prints what `predict` returned for a person, on a `rich.console.Console`."""
+
+    @abc.abstractmethod
+    def serving_signatures(self, model):
+        """Returns `{signature name: concrete TensorFlow function}` for a SavedModel."""
+
+    def serving_assets(self):
+        """Returns `{file name: bytes}` that travel with a SavedModel, such as the vocabulary."""
+        return {}
+
+    @abc.abstractmethod
+    def describe_example(self, examples, index):
+        """Returns one example of a batch as text for a person.
+
+        Args:
+            examples: dict of NumPy arrays `[batch, ...]`.
+            index: which one.
+        """
+
+    @abc.abstractmethod
+    def example_places(self, *, seed, first_example, num_examples):
+        """Returns, for examples counted from the start of the run, texts that say where each is stored."""
+
+    @abc.abstractmethod
+    def describe_data(self, num_examples):
+        """Returns `(name, text)` pairs that say what a run over so many examples sees of the data."""
+
+    @abc.abstractmethod
+    def training_flops(self):
+        """Returns the floating-point operations of one example's training step."""
+
+    @abc.abstractmethod
+    def activation_bytes(self, compute_bytes):
+        """Returns an estimate of the memory of one example's activations, for numbers of `compute_bytes` bytes."""

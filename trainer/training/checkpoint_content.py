@@ -115,7 +115,7 @@ def _object_graph(names):
     return graph.SerializeToString()
 
 
-def read_into(variables, prefix):
+def read_into(variables, prefix, others_allowed=False):
     """Assigns the values of a checkpoint to variables; on every replica, however many there are.
 
     All names, shapes and types are compared before the first variable changes.
@@ -123,6 +123,7 @@ def read_into(variables, prefix):
     Args:
         variables: dict of names -> TensorFlow variables.
         prefix: path of the checkpoint without suffix.
+        others_allowed: whether the checkpoint may hold more variables than these.
 
     Raises:
         InputError: naming the first variable that does not match.
@@ -140,7 +141,7 @@ def read_into(variables, prefix):
 
     if missing := [name for name in variables if name not in there]:
         refuse(f"it holds no variable {missing[0]!r}" + _and_more(missing))
-    if extra := sorted(there - set(variables)):
+    if not others_allowed and (extra := sorted(there - set(variables))):
         refuse(f"it holds the variable {extra[0]!r}{_and_more(extra)}, which the model lacks")
     for name, variable in variables.items():
         shape, dtype = tuple(shapes[name + _SUFFIX]), types[name + _SUFFIX]

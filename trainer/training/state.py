@@ -33,9 +33,7 @@ class TrainState:
 
     def checkpoint_variables(self):
         """Returns the nested dict of variables that a checkpoint stores, by name."""
-        slots = {
-            parameter.name: slots for parameter, slots in zip(self.parameters, self.slots, strict=True) if slots
-        }
+        slots = {parameter.name: slots for parameter, slots in zip(self.parameters, self.slots, strict=True) if slots}
         return {
             "weights": {parameter.name: parameter.variable.value for parameter in self.parameters},
             "optimizer": slots,

@@ -6,6 +6,8 @@ the replicas in one all-reduce; look whether everything is finite, clip, update.
 reduced gradients, so they are the same on every replica.
 """
 
+import functools
+
 import tensorflow as tf
 
 from trainer import randomness
@@ -52,8 +54,8 @@ class TrainStep:
 
     def _compiled(self, function, *, part):
         if self._compile and part != self._alone:
-            return tf.function(function, jit_compile=True)
-        return function
+            return tf.function(function, jit_compile=True, autograph=False)
+        return tf.autograph.experimental.do_not_convert(function)
 
     def _keys(self, purpose, step, examples):
         keys = randomness.example_keys(self.seed, step, examples["example_index"])
@@ -188,6 +190,51 @@ class TrainStep:
         gradients, metrics = self._accumulate(step, examples, features, denominators, loss_scale)
         gradients, metrics = self._reduce(gradients, metrics)
         return self._update(step, gradients, metrics, denominators)
+
+    @functools.cached_property
+    def one(self):
+        """Runs one step on examples that were taken from an iterator; returns `[metrics]` float32."""
+
+        def one(examples):
+            metrics = self.strategy.run(self._whole, args=(self.state.step.read_value(), examples))
+            self.state.step.assign_add(1)
+            return self.strategy.experimental_local_results(metrics)[0]
+
+        return tf.function(one, autograph=False)
+
+    @functools.cached_property
+    def inspect(self):
+        """Looks into the next step without changing anything.
+
+        Takes examples from an iterator. Returns the gradients of the loss, summed over the global batch and before
+        clipping, and for each replica `[rows]` float32, the part of the loss that each of its examples has.
+        """
+
+        def replica(step, examples):
+            features, weights = self._prepare_examples(step, examples)
+            denominators = weights
+            if not self._alone:
+                context = tf.distribute.get_replica_context()
+                denominators = context.all_reduce(tf.distribute.ReduceOp.SUM, weights)
+            denominators = tf.maximum(denominators, 1.0)
+            gradients, metrics = self._accumulate_gradients(step, examples, features, denominators, tf.constant(1.0))
+            keys = self._keys("dropout", step, examples)
+
+            def loss_of(index):
+                part = {name: tensor[index, tf.newaxis] for name, tensor in features.items()}
+                part_keys = randomness.Keys(keys.start[index, tf.newaxis], keys.increment[index, tf.newaxis])
+                return self._microbatch_sums(part, part_keys, denominators)[0]
+
+            rows = tf.range(self.batch.rows_per_replica)
+            losses = tf.map_fn(loss_of, rows, fn_output_signature=tf.float32, parallel_iterations=1)
+            return self._reduce(gradients, metrics)[0], losses
+
+        def inspect(examples):
+            gradients, losses = self.strategy.run(replica, args=(self.state.step.read_value(), examples))
+            local = self.strategy.experimental_local_results
+            return [local(gradient)[0] for gradient in gradients], losses
+
+        return tf.function(inspect, autograph=False)
 
     def _loop(self, iterator, num_steps):
         """Runs `num_steps` steps; returns `[num_steps, metrics]` float32."""

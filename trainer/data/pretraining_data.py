@@ -1,0 +1,193 @@
+"""The data of a pretraining run: corpora, vocabulary and order, opened and checked before training."""
+
+import dataclasses
+import functools
+import time
+
+from trainer import storage
+from trainer.data.corpora import Corpus, check_corpora
+from trainer.data.evaluation_rows import evaluation_dataset
+from trainer.data.google_bert import GoogleBertCorpus
+from trainer.data.lane_order import plan_lanes
+from trainer.data.lanes import training_dataset
+from trainer.data.manifests import MANIFEST_NAME
+from trainer.data.masking import TokenKinds
+from trainer.data.preparation import PreparationSettings, prepare
+from trainer.data.tokenization import Tokenizer
+from trainer.data.vocabulary import load_vocabulary
+from trainer.errors import InputError
+
+PYTHON_DOCS = "python_docs"
+_WAIT_FOR_CHIEF_SECONDS = 3600
+_POLL_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingData:
+    """Where the rows come from and in which order they are read.
+
+    Args:
+        source: a folder made by `tools.prepare_data`; a list of folders or of (folder, weight); TFRecord files made by
+            Google BERT's `create_pretraining_data.py` (a glob); or `python_docs`, the English of the Python
+            documentation on this machine, which is prepared in the run directory.
+        lanes: number of lanes, part of the order; a multiple of every number of hosts the run will ever have.
+        block_rows: rows that are read and shuffled together, part of the order; `auto` goes by the size of the data.
+        num_parallel_reads: lanes that are read at the same time; `auto` leaves it to tf.data.
+        check: whether all shards are read and compared with the manifest before training; `auto` does so below 1 GiB.
+        vocabulary: vocabulary file, only for Google BERT's TFRecords, which do not bring theirs.
+        remask: for Google BERT's TFRecords: mask anew at every step instead of using the masks in the files.
+        held_out: for Google BERT's TFRecords: a glob of the files to evaluate on.
+        python_docs_length: tokens in a row of the embedded corpus.
+        python_docs_vocabulary: pieces of the vocabulary learnt from the embedded corpus.
+    """
+
+    source: object
+    lanes: int = 64
+    block_rows: object = "auto"
+    num_parallel_reads: object = "auto"
+    check: object = "auto"
+    vocabulary: str | None = None
+    remask: bool = False
+    held_out: str | None = None
+    python_docs_length: int = 128
+    python_docs_vocabulary: int = 8192
+
+    def open(self, run_directory, *, is_chief=True, report=print):
+        """Finds, prepares (the embedded corpus) and checks the data.
+
+        Args:
+            run_directory: `RunDirectory`; the embedded corpus is prepared in it.
+            is_chief: whether this process prepares; others wait for it.
+            report: callable that shows one line to a person.
+
+        Returns:
+            `OpenedData`.
+
+        Raises:
+            InputError: if data is missing, damaged, or does not fit together.
+        """
+        if self.source == PYTHON_DOCS:
+            folder = self._python_docs(run_directory, is_chief, report)
+            return self._opened([Corpus(folder)])
+        entries = [self.source] if isinstance(self.source, str) else list(self.source)
+        entries = [(entry, 1.0) if isinstance(entry, str) else tuple(entry) for entry in entries]
+        if all(storage.exists(storage.join(path, MANIFEST_NAME)) for path, _ in entries):
+            return self._opened([Corpus(path, weight) for path, weight in entries])
+        if self.vocabulary is not None:
+            return self._google_bert(entries, report)
+        for path, _ in entries:  # says which one is missing, and what to do
+            _ = Corpus(path).manifest
+        raise AssertionError("unreachable: one of the manifests is missing")
+
+    def _opened(self, corpora):
+        check_corpora(corpora, checksums=self.check)
+        manifest = corpora[0].manifest
+        vocabulary = load_vocabulary(storage.join(corpora[0].folder, manifest.vocabulary))
+        return OpenedData(
+            settings=self,
+            corpora=tuple(corpora),
+            held_out=tuple(corpus for corpus in corpora if corpus.manifest.rows("held_out")),
+            held_out_split="held_out",
+            sequence_length=manifest.sequence_length,
+            pieces=vocabulary,
+            lower_case=manifest.lower_case,
+            pairs=manifest.packing.startswith("sentence_pair"),
+            fingerprints=tuple(corpus.manifest.fingerprint for corpus in corpora),
+        )
+
+    def _google_bert(self, entries, report):
+        vocabulary = load_vocabulary(self.vocabulary)
+        corpora = tuple(GoogleBertCorpus(path, weight, remask=self.remask) for path, weight in entries)
+        held_out = (GoogleBertCorpus(self.held_out, remask=self.remask),) if self.held_out else ()
+        for corpus in (*corpora, *held_out):
+            report(f"reading the index of {corpus.label}")
+        return OpenedData(
+            settings=self,
+            corpora=corpora,
+            held_out=held_out,
+            held_out_split="train",
+            sequence_length=corpora[0].sequence_length,
+            pieces=vocabulary,
+            lower_case=True,
+            pairs=True,
+            fingerprints=tuple(corpus.fingerprint for corpus in corpora),
+        )
+
+    def _python_docs(self, run_directory, is_chief, report):
+        folder = run_directory.data_path
+        manifest = storage.join(folder, MANIFEST_NAME)
+        if is_chief:
+            if not storage.exists(manifest):
+                report("preparing the embedded corpus: documentation of Python and the installed libraries")
+                settings = PreparationSettings(
+                    source=PYTHON_DOCS,
+                    sequence_length=self.python_docs_length,
+                    vocabulary_size=self.python_docs_vocabulary,
+                )
+                prepare(settings, folder)
+            return folder
+        deadline = time.monotonic() + _WAIT_FOR_CHIEF_SECONDS
+        while not storage.exists(manifest):
+            if time.monotonic() > deadline:
+                raise InputError(f"{manifest} did not appear: did the chief, which prepares the data, fail?")
+            time.sleep(_POLL_SECONDS)
+        return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedData:
+    """Data that was found whole.
+
+    Attributes:
+        settings: the `PretrainingData`.
+        corpora: corpora to train on.
+        held_out: corpora to evaluate on; may be empty.
+        held_out_split: their split.
+        sequence_length: tokens in a row.
+        pieces: the `Vocabulary`.
+        lower_case: whether text is lower-cased.
+        pairs: whether rows are sentence pairs with labels.
+        fingerprints: one text a corpus that changes when its content does.
+    """
+
+    settings: PretrainingData
+    corpora: tuple
+    held_out: tuple
+    held_out_split: str
+    sequence_length: int
+    pieces: object
+    lower_case: bool
+    pairs: bool
+    fingerprints: tuple
+
+    @property
+    def vocabulary_size(self):
+        """Number of token ids."""
+        return len(self.pieces)
+
+    @functools.cached_property
+    def token_kinds(self):
+        """`TokenKinds` for masking."""
+        return TokenKinds.of(self.pieces.pieces)
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The `Tokenizer` that made the rows."""
+        return Tokenizer(self.pieces, lower_case=self.lower_case)
+
+    @functools.cached_property
+    def plan(self):
+        """The `LanePlan`."""
+        return plan_lanes(self.corpora, lanes=self.settings.lanes, block_rows=self.settings.block_rows)
+
+    def training_dataset(self, **options):
+        """See `trainer.data.lanes.training_dataset`; the order is that of the settings."""
+        return training_dataset(
+            self.plan, lanes=self.plan.lanes, num_parallel_reads=self.settings.num_parallel_reads, **options
+        )
+
+    def evaluation_dataset(self, **options):
+        """See `trainer.data.evaluation_rows.evaluation_dataset`; `(None, 0)` without held-out rows."""
+        if not self.held_out:
+            return None, 0
+        return evaluation_dataset(self.held_out, split=self.held_out_split, **options)

@@ -1,0 +1,51 @@
+"""Environment variables that TensorFlow reads when it is imported; nothing here imports TensorFlow."""
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+
+
+def _processor():
+    """Returns a short text that differs between processors whose compiled code must not be mixed."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            kind = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        kind = platform.processor()
+    return hashlib.sha256(kind.encode()).hexdigest()[:12]
+
+
+def _tensorflow_version():
+    for package in ("tensorflow", "tensorflow-cpu", "tensorflow-tpu"):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def compilation_cache_folder(environment):
+    """Returns where compiled programs are kept between runs: one folder a TensorFlow version and kind of processor."""
+    cache = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(cache, "bert-trainer", "xla", f"tensorflow-{_tensorflow_version()}-{_processor()}")
+
+
+def prepare_environment(environment):
+    """Sets what TensorFlow should find, unless the person has set it: fewer log lines, and compiled programs kept.
+
+    Args:
+        environment: `os.environ`, changed in place.
+    """
+    environment.setdefault("KERAS_BACKEND", "tensorflow")
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    environment.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    flags = environment.get("TF_XLA_FLAGS", "")
+    if "persistent_cache" not in flags:
+        folder = compilation_cache_folder(environment)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError:
+            return  # a home that cannot be written to: compile every time
+        own = f"--tf_xla_persistent_cache_directory={folder}"
+        environment["TF_XLA_FLAGS"] = f"{flags} {own}".strip()

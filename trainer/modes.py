@@ -1,0 +1,168 @@
+"""The modes of the command line, each a short story."""
+
+import contextlib
+import json
+import sys
+
+from rich.console import Console
+
+from trainer import storage
+from trainer.distribution import create_cluster
+from trainer.errors import InputError
+from trainer.export import export_model
+from trainer.plan import make_plan, show_plan
+from trainer.replay import replay_step, show_replay
+from trainer.run import assemble
+from trainer.training.checkpoints import CheckpointManager
+from trainer.training.evaluation import EvaluationStep
+from trainer.training.loop import evaluate, train
+from trainer.training.run_directory import RunDirectory
+from trainer.training.run_lock import RunLock
+from trainer.training.state import create_state
+
+
+def run_mode(arguments, config):
+    """Runs a mode.
+
+    Args:
+        arguments: the parsed command line.
+        config: `ResolvedConfig`.
+    """
+    run = config.call("run")
+    {
+        "train": _train,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "replay": _replay,
+        "plan": _plan,
+        "export": _export,
+    }[arguments.mode](arguments, config, run)
+
+
+def _console(file=None):
+    # Plain lines must not be wrapped: programs read them.
+    return Console(highlight=False, soft_wrap=True, file=file)
+
+
+def _assemble(arguments, config, run, report, stack):
+    """Starts the devices, takes the lock, opens the data; prints the first lines of every mode."""
+    cluster = create_cluster(run.strategy, run.devices)
+    if not cluster.is_chief:
+        report = _print_nothing
+    report(cluster.describe())
+    directory = RunDirectory(arguments.run_dir, is_chief=cluster.is_chief, report=report)
+    if arguments.mode == "train" and cluster.is_chief:
+        storage.make_folder(arguments.run_dir)
+        stack.enter_context(RunLock(directory.lock_path, report=report))
+    assembly = assemble(run, config, cluster, directory, report)
+    report(str(assembly.batch))
+    return assembly
+
+
+def _print_nothing(*_, **__):
+    """What processes other than the chief report."""
+
+
+def _reporter(console):
+    return lambda message: console.print(message, markup=False)
+
+
+def _train(arguments, config, run):
+    console = _console()
+    with contextlib.ExitStack() as stack:
+        assembly = _assemble(arguments, config, run, _reporter(console), stack)
+        train(assembly, console)
+
+
+def _restored(arguments, config, run, console):
+    """Returns the assembly and the state at the checkpoint that was asked for, and its step."""
+    report = _reporter(console)
+    assembly = _assemble(arguments, config, run, report, None)
+    state, manager = _fresh(assembly, report)
+    steps = manager.steps()
+    if not steps:
+        raise InputError(f"{arguments.run_dir} holds no checkpoint: train first")
+    step = steps[-1] if arguments.step is None else arguments.step
+    manager.restore(step)
+    report(f"checkpoint of step {step}")
+    return assembly, state, step
+
+
+def _fresh(assembly, report):
+    run = assembly.run
+    state = create_state(assembly.cluster.strategy, assembly.task, run.optimizer, seed=run.seed, dtype=run.precision)
+    manager = CheckpointManager(
+        assembly.directory.checkpoints_path, state.checkpoint_variables(), is_chief=False, report=report
+    )
+    return state, manager
+
+
+def _evaluate(arguments, config, run):
+    console = _console()
+    assembly, state, step = _restored(arguments, config, run, console)
+    program = EvaluationStep(
+        assembly.cluster.strategy, assembly.task, state.model, assembly.batch, compile_step=run.compile_step
+    )
+    metrics = evaluate(assembly, program)
+    if not metrics:
+        raise InputError("the data has no held-out examples to evaluate on")
+    if assembly.cluster.is_chief:
+        console.print(f"evaluation at step {step}", markup=False)
+        for name, value in metrics.items():
+            console.print(f"  {name} {value:.6g}", markup=False)
+
+
+def _texts(arguments):
+    """Returns the texts to predict for: of the command line, a file, or standard input."""
+    if arguments.input:
+        if not storage.exists(arguments.input):
+            raise InputError(f"--input {arguments.input}: there is no such file")
+        lines = storage.read_text(arguments.input).splitlines()
+    elif arguments.texts:
+        lines = arguments.texts
+    elif not sys.stdin.isatty():
+        lines = sys.stdin.read().splitlines()
+    else:
+        lines = []
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise InputError("nothing to predict: give texts, --input FILE, or lines on standard input")
+    return texts
+
+
+def _predict(arguments, config, run):
+    if arguments.top_k < 1:
+        raise InputError(f"--top_k must be at least 1, got {arguments.top_k}")
+    texts = _texts(arguments)
+    console = _console(sys.stderr)  # standard output holds the answers alone
+    assembly, state, _ = _restored(arguments, config, run, console)
+    answers = assembly.task.predict(state.model, texts, arguments.top_k)
+    if arguments.output:
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        storage.write_text(arguments.output, lines)
+        console.print(f"{len(answers)} answers in {arguments.output}", markup=False)
+        return
+    assembly.task.show_predictions(answers, _console())
+
+
+def _replay(arguments, config, run):
+    if arguments.step is None:
+        raise InputError("--mode replay needs --step N, the step to run again")
+    console = _console()
+    report = _reporter(console)
+    assembly = _assemble(arguments, config, run, report, None)
+    state, manager = _fresh(assembly, report)
+    show_replay(replay_step(assembly, state, manager, arguments.step, report), assembly, console)
+
+
+def _plan(arguments, config, run):
+    console = _console()
+    show_plan(make_plan(arguments, config, run, _reporter(console)), console)
+
+
+def _export(arguments, config, run):
+    console = _console()
+    assembly, state, step = _restored(arguments, config, run, console)
+    folder = arguments.output or storage.join(arguments.run_dir, "export", f"step_{step:08d}")
+    export_model(assembly.task, state.model, folder)
+    console.print(f"exported to {folder}", markup=False)

@@ -1,0 +1,162 @@
+"""`--mode plan`: what a run would be and cost, without training."""
+
+import dataclasses
+import tempfile
+import time
+
+import numpy as np
+import tensorflow as tf
+from rich.table import Table
+
+from trainer.distribution import create_cluster
+from trainer.run import PRECISIONS, assemble, training_iterator
+from trainer.training.run_directory import RunDirectory
+from trainer.training.state import create_state
+from trainer.training.step import TrainStep
+
+_MEASURED_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run would be.
+
+    Attributes:
+        lines: `(name, text)` pairs for people, in order.
+        parameters: `{part of the model: number of parameters}`.
+        memory: `{what: bytes}` of one replica.
+    """
+
+    lines: list
+    parameters: dict
+    memory: dict
+
+
+def _parts(parameters):
+    """Sums parameters by part: layers together, everything else by its name."""
+    parts = {}
+    for parameter in parameters:
+        names = parameter.name.split("/")[1:]
+        part = "/".join(names[:2]) if names[0] == "encoder" else names[0]
+        part = "encoder/layers" if part.startswith("encoder/layer_") else part
+        parts[part] = parts.get(part, 0) + int(np.prod(parameter.shape))
+    return parts
+
+
+def make_plan(arguments, config, run, report):
+    """Assembles a run without starting it.
+
+    Args:
+        arguments: the command line; with `measure` a few steps are run to estimate the time.
+        config: `ResolvedConfig`.
+        run: `Run`.
+        report: callable that shows one line to a person.
+
+    Returns:
+        `Plan`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        cluster = create_cluster(run.strategy, run.devices)
+        directory = RunDirectory(arguments.run_dir or scratch, is_chief=False)
+        assembly = assemble(run, config, cluster, directory, report)
+        task, batch = assembly.task, assembly.batch
+        state = create_state(cluster.strategy, task, run.optimizer, seed=run.seed, dtype=run.precision)
+        parameters = _parts(state.parameters)
+        total = sum(parameters.values())
+        compute_bytes = PRECISIONS[run.precision]
+        copies = 1 if batch.accumulation == 1 else 2
+        memory = {
+            "weights": 4 * total,
+            "optimizer slots": 4 * total * len(run.optimizer.slots),
+            "gradients" if copies == 1 else "gradients and their accumulators": 4 * total * copies,
+            f"activations of {batch.microbatch} examples": batch.microbatch * task.activation_bytes(compute_bytes),
+        }
+        flops = task.training_flops() * run.global_batch
+        lines = [
+            ("strategy", cluster.describe().removeprefix("strategy ")),
+            ("batch", str(batch)),
+            ("steps", f"{run.steps:,}"),
+            ("examples", f"{run.steps * run.global_batch:,}"),
+            ("tokens, padding included", f"{run.steps * run.global_batch * task.tokens_per_example:,}"),
+            *task.describe_data(run.steps * run.global_batch),
+            ("model operations", f"{_quantity(flops)}FLOP a step, {_quantity(flops * run.steps)}FLOP in all"),
+        ]
+        if arguments.measure:
+            first, seconds = _measure(assembly, state)
+            lines += [
+                ("measured step", f"{seconds:.3f} s, {_quantity(flops / seconds)}FLOP/s; compilation {first:.0f} s"),
+                ("estimated time", _duration(seconds * run.steps + first)),
+            ]
+        return Plan(lines, parameters, memory)
+
+
+def _measure(assembly, state):
+    """Returns the seconds of the first step and of each following one; nothing of it is kept."""
+    run = assembly.run
+    step = TrainStep(
+        assembly.cluster.strategy,
+        assembly.task,
+        run.optimizer,
+        state,
+        assembly.batch,
+        seed=run.seed,
+        compile_step=run.compile_step,
+    )
+    iterator = training_iterator(assembly, 0)
+    times = []
+    for _ in range(1 + _MEASURED_STEPS):
+        began = time.perf_counter()
+        step.loop(iterator, tf.constant(1)).numpy()
+        times.append(time.perf_counter() - began)
+    return times[0], float(np.median(times[1:]))
+
+
+def _quantity(number):
+    for name, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:.3g} "
+
+
+def _bytes(number):
+    for name, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= size:
+            return f"{number / size:.1f} {name}"
+    return f"{number:.0f} B"
+
+
+def _duration(seconds):
+    hours, seconds = divmod(int(seconds), 3600)
+    days, hours = divmod(hours, 24)
+    return (
+        f"{days} d {hours} h"
+        if days
+        else f"{hours} h {seconds // 60} min"
+        if hours
+        else f"{seconds // 60} min {seconds % 60} s"
+    )
+
+
+def show_plan(plan, console):
+    """Prints a plan.
+
+    Args:
+        plan: `Plan`.
+        console: `rich.console.Console`.
+    """
+    table = Table(show_header=False, title="plan", title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in plan.lines:
+        table.add_row(name, text)
+    console.print(table)
+    for title, rows, show in (
+        ("parameters", plan.parameters, "{:,}".format),
+        ("memory of one replica, estimated", plan.memory, _bytes),
+    ):
+        table = Table(show_header=False, title=title, title_justify="left", show_footer=True)
+        table.add_column(footer="total")
+        table.add_column(justify="right", footer=show(sum(rows.values())))
+        for name, number in rows.items():
+            table.add_row(name, show(number))
+        console.print(table)

@@ -1,0 +1,267 @@
+"""A run: what a person chooses, and the pieces that follow from it."""
+
+import dataclasses
+import subprocess
+
+from trainer import storage
+from trainer.distribution import BatchArithmetic, Cluster, divide_batch
+from trainer.errors import InputError
+from trainer.tasks.task import Task
+from trainer.training import checkpoint_content
+from trainer.training.checkpoints import CheckpointManager
+from trainer.training.run_directory import RunDirectory
+
+PRECISIONS = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
+
+# Parameters that may change when a run goes on: they decide where and how it runs, not what it computes.
+FREE_PARAMETERS = (
+    "run.strategy",
+    "run.devices",
+    "run.microbatch",
+    "run.steps_per_loop",
+    "run.compile_step",
+    "run.log_every",
+    "run.eval_every",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.keep_checkpoint_every",
+    "run.asynchronous_checkpoints",
+    "run.max_skipped_steps",
+    "run.watchdog_seconds",
+    "encoder.rematerialize",
+    "pretraining_data.source",  # a data set may move; its fingerprint may not change, see `Assembly.metadata`
+    "pretraining_data.num_parallel_reads",
+    "pretraining_data.check",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run does. Together with the data it decides every number that comes out.
+
+    Args:
+        task: what to learn, such as `PretrainingConfig`.
+        optimizer: how, such as `AdamW`.
+        steps: optimizer steps of the whole run.
+        global_batch: examples in an optimizer step, over all replicas and microbatches.
+        microbatch: examples that go through the model at once on a replica; `auto` takes what memory allows.
+        seed: decides initial weights, data order, masks and dropout.
+        initial_weights: a run directory or a checkpoint of this trainer whose weights the run starts from; None starts
+            from random ones.
+        strategy: `auto`, `cpu`, `one_device`, `mirrored`, `multi_worker` or `tpu`.
+        devices: number of devices, or `all`; for `cpu` the number of logical devices.
+        precision: `float32`, `mixed_bfloat16` or `mixed_float16` (with dynamic loss scaling).
+        steps_per_loop: steps in one call from the host; `auto` takes 1 on CPU, 10 on GPU, 50 on TPU.
+        compile_step: whether XLA compiles the step.
+        eval_every: steps between evaluations on held-out examples, one at the end included; None for none.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of metrics.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        keep_checkpoint_every: checkpoints whose step is a multiple of this stay for ever; None for none.
+        asynchronous_checkpoints: whether checkpoints are written while training goes on.
+        max_skipped_steps: more steps than this in a row without finite numbers end the run.
+        watchdog_seconds: after so long without a step the stacks of all threads are written down.
+    """
+
+    task: object
+    optimizer: object
+    steps: int
+    global_batch: int
+    microbatch: object = "auto"
+    seed: int = 0
+    initial_weights: str | None = None
+    strategy: str = "auto"
+    devices: object = "all"
+    precision: str = "float32"
+    steps_per_loop: object = "auto"
+    compile_step: bool = True
+    eval_every: int | None = None
+    checkpoint_every: int = 1000
+    log_every: int = 10
+    keep_checkpoints: int = 3
+    keep_checkpoint_every: int | None = None
+    asynchronous_checkpoints: bool = True
+    max_skipped_steps: int = 20
+    watchdog_seconds: float = 900.0
+
+    def __post_init__(self):
+        for name in ("steps", "global_batch", "checkpoint_every", "log_every", "keep_checkpoints"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"run.{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
+        for name in ("eval_every", "keep_checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"run.{name} must be None or a whole number of at least 1, got {value!r}")
+        if self.steps_per_loop != "auto" and (not isinstance(self.steps_per_loop, int) or self.steps_per_loop < 1):
+            raise ValueError(f"run.steps_per_loop must be 'auto' or at least 1, got {self.steps_per_loop!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"run.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+    def loop_steps(self, cluster):
+        """Returns how many steps the device does in one call."""
+        if self.steps_per_loop != "auto":
+            return self.steps_per_loop
+        return {"CPU": 1, "GPU": 10, "TPU": 50}[cluster.device_kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """A run's pieces, opened and checked, before there is a model.
+
+    Attributes:
+        run: the `Run`.
+        config: the `ResolvedConfig`.
+        cluster: the `Cluster`.
+        directory: the `RunDirectory`.
+        task: the opened `Task`.
+        batch: the `BatchArithmetic`.
+    """
+
+    run: Run
+    config: object
+    cluster: Cluster
+    directory: RunDirectory
+    task: Task
+    batch: BatchArithmetic
+
+    def metadata(self):
+        """Returns what checkpoints and later starts must know of this run."""
+        return {
+            "config": self.config.fingerprint(FREE_PARAMETERS),
+            "data": list(self.task.fingerprints),
+            "batch": str(self.batch),
+        }
+
+
+def _largest_microbatch(run, cluster, task):
+    """Returns how many examples fit into half of a device's memory; the other half is for weights and the unforeseen."""
+    if cluster.device_kind == "GPU":
+        memory = _gpu_memory_bytes()
+    elif cluster.device_kind == "TPU":
+        memory = 16 << 30  # v5e has the least of all that TensorFlow runs on
+    else:
+        memory = _host_memory_bytes() / cluster.replicas
+        # More rows at a time make nothing faster on a CPU, but caches miss more.
+        return max(1, min(64, int(memory / 2 / task.activation_bytes(PRECISIONS[run.precision]))))
+    return max(1, int(memory / 2 / task.activation_bytes(PRECISIONS[run.precision])))
+
+
+def _host_memory_bytes():
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
+
+
+def _gpu_memory_bytes():
+    """Returns the memory of the first GPU, from the driver; 16 GiB if that cannot be told."""
+    try:
+        text = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+        return int(text.splitlines()[0]) << 20
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return 16 << 30
+
+
+def assemble(run, config, cluster, directory, report=print):
+    """Opens the data and does the arithmetic of the batch.
+
+    Args:
+        run: `Run`.
+        config: `ResolvedConfig`.
+        cluster: `Cluster`.
+        directory: `RunDirectory`.
+        report: callable that shows one line to a person.
+
+    Returns:
+        `Assembly`.
+
+    Raises:
+        InputError: if data is missing or something does not divide.
+    """
+    if run.microbatch != "auto":  # what can be refused before data is prepared, is
+        divide_batch(run.global_batch, cluster.replicas, run.microbatch, 1)
+    task = run.task.open(directory, is_chief=cluster.is_chief, report=report)
+    batch = divide_batch(run.global_batch, cluster.replicas, run.microbatch, _largest_microbatch(run, cluster, task))
+    if run.global_batch % cluster.num_hosts:
+        raise InputError(f"global_batch {run.global_batch} is not a multiple of the {cluster.num_hosts} hosts")
+    return Assembly(run, config, cluster, directory, task, batch)
+
+
+def distributed_iterator(cluster, make_dataset):
+    """Returns an iterator over elements for all replicas.
+
+    Args:
+        cluster: `Cluster`.
+        make_dataset: callable `(host, num_hosts) -> tf.data.Dataset` of one element a replica and step.
+    """
+
+    def of_host(context):
+        return make_dataset(host=context.input_pipeline_id, num_hosts=context.num_input_pipelines)
+
+    return iter(cluster.strategy.distribute_datasets_from_function(of_host))
+
+
+def training_iterator(assembly, step):
+    """Returns the iterator over training examples from a step on; reaching any step costs the same."""
+    run, batch = assembly.run, assembly.batch
+
+    def make(host, num_hosts):
+        return assembly.task.training_dataset(
+            seed=run.seed,
+            start_step=step,
+            global_batch=run.global_batch,
+            rows_per_element=batch.rows_per_replica,
+            host=host,
+            num_hosts=num_hosts,
+        )
+
+    return distributed_iterator(assembly.cluster, make)
+
+
+def checkpoint_location(path):
+    """Finds a checkpoint of this trainer.
+
+    Args:
+        path: a run directory, its `checkpoints` folder, or one checkpoint in it.
+
+    Returns:
+        the folder of checkpoints and the step, None for the newest.
+    """
+    folder = str(path).rstrip("/")
+    parent, _, name = folder.rpartition("/")
+    if name.startswith("step_"):
+        return parent, int(name.removeprefix("step_"))
+    inside = storage.join(folder, "checkpoints")
+    return (inside if storage.exists(inside) else folder), None
+
+
+def load_initial_weights(path, state):
+    """Reads weights, and nothing else, from a checkpoint of this trainer.
+
+    Args:
+        path: see `checkpoint_location`.
+        state: the `TrainState` to read into.
+
+    Returns:
+        the step of the checkpoint.
+
+    Raises:
+        InputError: if there is no such checkpoint or it is of another model.
+    """
+    folder, step = checkpoint_location(path)
+    manager = CheckpointManager(folder, {}, is_chief=False)
+    steps = manager.steps()
+    if not steps or (step is not None and step not in steps):
+        raise InputError(f"initial_weights {path!r} holds no checkpoint" + (f" of step {step}" if step else ""))
+    step = steps[-1] if step is None else step
+    manager.verify(step)
+    checkpoint_content.read_into(
+        checkpoint_content.flatten({"weights": state.checkpoint_variables()["weights"]}),
+        manager.prefix(step),
+        others_allowed=True,
+    )
+    return step

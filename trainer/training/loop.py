@@ -1,0 +1,314 @@
+"""The training loop: the story of a run from its first step, or the one it stopped at, to its last."""
+
+import contextlib
+import dataclasses
+import resource
+import time
+
+import tensorflow as tf
+
+from trainer import storage
+from trainer.data.stored_rows import explain_read_error
+from trainer.errors import InputError, Preempted, TrainingFailed
+from trainer.run import FREE_PARAMETERS, distributed_iterator, load_initial_weights, training_iterator
+from trainer.training.checkpoints import CheckpointManager
+from trainer.training.evaluation import EvaluationStep
+from trainer.training.interruption import Interruption
+from trainer.training.state import create_state
+from trainer.training.step import TrainStep
+from trainer.training.telemetry import Telemetry
+from trainer.training.watchdog import Watchdog
+
+_STATUS_EVERY_SECONDS = 5.0
+
+
+def guard_config(assembly):
+    """Refuses to go on in a run directory that was started with another configuration; writes `config.gin`.
+
+    Raises:
+        InputError: with the differences, one a line.
+    """
+    path = assembly.directory.config_path
+    if storage.exists(path) and storage.listing(assembly.directory.checkpoints_path):
+        differences = assembly.config.differences(storage.read_text(path), free=FREE_PARAMETERS)
+        if differences:
+            listed = "\n  ".join(differences)
+            raise InputError(
+                f"{assembly.directory.path} was started with another configuration:\n  {listed}\n"
+                "Use the same, or another --run_dir (initial_weights can start it from these weights)."
+            )
+    if assembly.cluster.is_chief:
+        storage.write_text(path, assembly.config.text)
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What the loop remembers between two calls of the device."""
+
+    step: int
+    skipped_in_a_row: int = 0
+    skipped: int = 0
+    wait_seconds: float = 0.0
+    status_at: float = 0.0
+
+
+class TrainingRun:
+    """Trains, evaluates, saves and tells of it until the last step, or until the run is asked to stop.
+
+    Args:
+        assembly: the `Assembly`.
+        console: `rich.console.Console`; standard output if None.
+    """
+
+    def __init__(self, assembly, console=None):
+        self.assembly, self.run, self.cluster = assembly, assembly.run, assembly.cluster
+        self.directory, self.task, self.batch = assembly.directory, assembly.task, assembly.batch
+        self.telemetry = Telemetry(
+            self.directory,
+            total_steps=self.run.steps,
+            batch=self.run.global_batch,
+            tokens_per_example=self.task.tokens_per_example,
+            num_accumulation_steps=self.batch.accumulation,
+            is_chief=self.cluster.is_chief,
+            console=console,
+        )
+        self.state = create_state(
+            self.cluster.strategy, self.task, self.run.optimizer, seed=self.run.seed, dtype=self.run.precision
+        )
+        self.checkpoints = CheckpointManager(
+            self.directory.checkpoints_path,
+            self.state.checkpoint_variables(),
+            keep_last=self.run.keep_checkpoints,
+            keep_every=self.run.keep_checkpoint_every,
+            asynchronous=self.run.asynchronous_checkpoints,
+            is_chief=self.cluster.is_chief,
+            metadata=assembly.metadata,
+            report=self.telemetry.note,
+        )
+        self.train_step = TrainStep(
+            self.cluster.strategy,
+            self.task,
+            self.run.optimizer,
+            self.state,
+            self.batch,
+            seed=self.run.seed,
+            compile_step=self.run.compile_step,
+        )
+        self.evaluation = EvaluationStep(
+            self.cluster.strategy, self.task, self.state.model, self.batch, compile_step=self.run.compile_step
+        )
+        self._evaluated = False
+        self._saved_step = None
+
+    def train(self):
+        """Runs to the last step.
+
+        Raises:
+            Preempted: if the run was asked to stop; its state is saved.
+            TrainingFailed: if too many steps in a row were not finite.
+            InputError: if the data turns out damaged, or the run directory belongs to another run.
+        """
+        run, directory = self.run, self.directory
+        step = self._restore()
+        progress = _Progress(step)
+        if step >= run.steps:
+            self.telemetry.note(f"nothing to do: step {step} of {run.steps} is done")
+            directory.write_status("finished", step, run.steps)
+            return
+        with contextlib.ExitStack() as stack:
+            interruption = stack.enter_context(Interruption(report=self.telemetry.note))
+            watchdog = stack.enter_context(Watchdog(run.watchdog_seconds, directory.path, self.telemetry.note))
+            self.telemetry.start(step, self.assembly.config.text)
+            stack.callback(self.telemetry.close)
+            try:
+                self._train_from(progress, interruption, watchdog)
+            except tf.errors.OpError as error:
+                explained = explain_read_error(error, self.task.data_paths)
+                directory.write_status("failed", progress.step, run.steps, str(explained or error.message))
+                if explained is None:
+                    raise
+                raise explained from error
+            except Preempted as error:
+                directory.write_status("preempted", progress.step, run.steps, str(error))
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                directory.write_status("failed", progress.step, run.steps, str(error) or type(error).__name__)
+                raise
+            directory.write_status("finished", progress.step, run.steps)
+
+    def _restore(self):
+        """Goes to the newest good checkpoint, all processes to the same, or to the initial weights; returns the step."""
+        if self.cluster.num_processes == 1:
+            step = self.checkpoints.restore_latest()
+        else:
+            # The chief looks first, because it moves damaged ones aside; the others then read what it read.
+            step = self.checkpoints.restore_latest() if self.cluster.is_chief else None
+            step = self.cluster.from_chief(-1 if step is None else step)
+            step = None if step < 0 else step
+            if step is not None and not self.cluster.is_chief:
+                self.checkpoints.restore(step)
+        if step is not None:
+            self._check_data(step)
+            self._saved_step = step
+            self.telemetry.note(f"resumed at step {step} of {self.run.steps} from {self.checkpoints.path(step)}")
+            return step
+        if self.run.initial_weights:
+            loaded = load_initial_weights(self.run.initial_weights, self.state)
+            self.telemetry.note(f"initial weights: {self.run.initial_weights}, step {loaded}")
+        return 0
+
+    def _check_data(self, step):
+        saved = self.checkpoints.read_manifest(step).get("metadata", {}).get("data")
+        now = self.assembly.metadata()["data"]
+        if saved is not None and saved != now:
+            raise InputError(
+                f"the run in {self.directory.path} was started on other data than this: fingerprints {saved}, now {now}. "
+                "Going on would repeat some examples and miss others: give the same data, or another --run_dir."
+            )
+
+    def _train_from(self, progress, interruption, watchdog):
+        run = self.run
+        started = time.perf_counter()
+        iterator = training_iterator(self.assembly, progress.step)
+        if progress.step:
+            self.telemetry.note(f"the data is at step {progress.step} after {time.perf_counter() - started:.2f} s")
+        per_loop = run.loop_steps(self.cluster)
+        compiled = False
+        while progress.step < run.steps:
+            if self.cluster.any(interruption.requested):
+                self._stop(progress, interruption)
+            steps = 1 if not compiled else min(per_loop, self._until_boundary(progress.step))
+            self.telemetry.state("training" if compiled else "compiling")
+            began = time.perf_counter()
+            with contextlib.nullcontext() if compiled else watchdog.allowance():
+                rows = self.train_step.loop(iterator, tf.constant(steps)).numpy()
+            seconds = time.perf_counter() - began
+            progress.step += steps
+            watchdog.beat(progress.step)
+            if not compiled:
+                self.telemetry.compiled(seconds)
+                self.telemetry.note(f"compiled and did the first step in {seconds:.1f} s")
+            self._record(progress, rows, seconds if compiled else None)
+            compiled = True
+            self._guard(progress, rows)
+            if run.eval_every and (progress.step % run.eval_every == 0 or progress.step == run.steps):
+                with watchdog.allowance():
+                    self.evaluate(progress.step)
+            if progress.step % run.checkpoint_every == 0 or progress.step == run.steps:
+                self._save(progress.step)
+        self.checkpoints.wait()
+
+    def _until_boundary(self, step):
+        """Returns the number of steps until something is due on the host."""
+        run = self.run
+        every = [run.checkpoint_every] + ([run.eval_every] if run.eval_every else [])
+        return min([run.steps - step] + [number - step % number for number in every])
+
+    def _record(self, progress, rows, seconds):
+        """Gives the steps that are to be logged to telemetry, and now and then the status file."""
+        run = self.run
+        names = self.train_step.metric_names
+        records = []
+        first = progress.step - len(rows) + 1
+        for offset, row in enumerate(rows.tolist()):
+            step = first + offset
+            if step % run.log_every and step not in (1, run.steps):
+                continue
+            metrics = dict(zip(names, row, strict=True))
+            task_metrics = self.task.report({name: metrics.pop(name) for name in self.task.metric_names})
+            records.append({"step": step} | metrics | task_metrics)
+        if records:
+            records[-1]["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.telemetry.train(records, seconds, num_examples=run.global_batch * len(rows))
+        now = time.monotonic()
+        if now - progress.status_at >= _STATUS_EVERY_SECONDS:
+            progress.status_at = now
+            self.directory.write_status("training", progress.step, run.steps)
+
+    def _guard(self, progress, rows):
+        """Ends the run if too many steps in a row were skipped because something was not finite."""
+        column = self.train_step.metric_names.index("skipped")
+        for offset, skipped in enumerate(rows[:, column]):
+            step = progress.step - len(rows) + 1 + offset
+            progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+            if skipped:
+                progress.skipped += 1
+                self.telemetry.note(f"step {step}: loss or gradient is not finite; no weight was changed")
+            if progress.skipped_in_a_row > self.run.max_skipped_steps:
+                self.checkpoints.wait()
+                raise TrainingFailed(
+                    f"{progress.skipped_in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not "
+                    f"finite. Weights are as they were before. Look into the first of them with `python -m trainer "
+                    f"--run_dir {self.directory.path} --mode replay --step {step - progress.skipped_in_a_row + 1}`"
+                )
+
+    def _save(self, step, wait=False):
+        if step == self._saved_step:
+            return
+        self.telemetry.state("saving")
+        began = time.perf_counter()
+        self.checkpoints.save(step, wait=wait)
+        self._saved_step = step
+        self.telemetry.saved(time.perf_counter() - began)
+
+    def _stop(self, progress, interruption):
+        """Saves and ends because this process, or another, was asked to stop."""
+        self._save(progress.step, wait=True)
+        reason = interruption.reason or "another process was asked to stop"
+        raise Preempted(
+            f"{reason}: the run is saved at step {progress.step} of {self.run.steps}; start it again to go on"
+        )
+
+    def evaluate(self, step):
+        """Evaluates on the held-out examples and tells the result; returns its metrics, empty without such examples."""
+        metrics = evaluate(self.assembly, self.evaluation, self.telemetry)
+        if metrics:
+            self.telemetry.evaluation(step, metrics)
+        elif not self._evaluated:
+            self.telemetry.note("there are no held-out examples to evaluate on")
+        self._evaluated = True
+        return metrics
+
+
+def evaluate(assembly, evaluation, telemetry=None):
+    """Evaluates a model on the held-out examples.
+
+    Args:
+        assembly: the `Assembly`.
+        evaluation: the `EvaluationStep`.
+        telemetry: `Telemetry`, or None.
+
+    Returns:
+        dict of floats; empty if there are no held-out examples.
+    """
+    if telemetry is not None:
+        telemetry.state("evaluating")
+    num_steps = 0
+
+    def make(host, num_hosts):
+        nonlocal num_steps
+        dataset, num_steps = assembly.task.evaluation_dataset(
+            global_batch=assembly.run.global_batch,
+            rows_per_element=assembly.batch.rows_per_replica,
+            host=host,
+            num_hosts=num_hosts,
+        )
+        return dataset
+
+    if not assembly.task.has_evaluation:
+        return {}
+    iterator = distributed_iterator(assembly.cluster, make)
+    began = time.perf_counter()
+    metrics = evaluation.metrics(iterator, num_steps)
+    return metrics | {"evaluation_seconds": time.perf_counter() - began}
+
+
+def train(assembly, console=None):
+    """Trains in the assembly's run directory, under its lock.
+
+    Args:
+        assembly: the `Assembly`.
+        console: `rich.console.Console`; standard output if None.
+    """
+    guard_config(assembly)
+    TrainingRun(assembly, console).train()
