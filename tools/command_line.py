@@ -4,32 +4,14 @@ Import it before anything that imports TensorFlow, which is told here to keep it
 """
 
 import argparse
-import importlib
 import os
 import sys
 
-from trainer.environment import prepare_environment
+from trainer.environment import import_tensorflow_quietly
 from trainer.errors import TrainerError
 
 
-def _import_tensorflow_quietly():
-    """Imports TensorFlow, here and in worker processes, without the lines it logs before it can be told not to."""
-    prepare_environment(os.environ)
-    if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":  # somebody wants to see them
-        return
-    standard_error = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        importlib.import_module("tensorflow")
-        importlib.import_module("tensorflow_text")
-    finally:
-        os.dup2(standard_error, 2)
-        os.close(standard_error)
-        os.close(nowhere)
-
-
-_import_tensorflow_quietly()
+import_tensorflow_quietly(os.environ)  # here, and in worker processes, which import this module too
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

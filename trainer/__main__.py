@@ -1,12 +1,12 @@
-"""`python -m trainer`: settings that must be in place before TensorFlow is imported, then the program."""
+"""`python -m trainer`: what must be in place before TensorFlow is imported, then the program."""
 
 import os
 import sys
 
-from trainer.environment import prepare_environment
+from trainer.environment import import_tensorflow_quietly
 
-if __name__ == "__main__":
-    prepare_environment(os.environ)
+if __name__ == "__main__":  # worker processes import this module under another name
+    import_tensorflow_quietly(os.environ)
     from trainer.main import main
 
     sys.exit(main())

@@ -1,6 +1,7 @@
-"""Environment variables that TensorFlow reads when it is imported; nothing here imports TensorFlow."""
+"""What must be in place before TensorFlow is imported, and importing it without its chatter."""
 
 import hashlib
+import importlib
 import os
 import platform
 from importlib import metadata
@@ -49,3 +50,24 @@ def prepare_environment(environment):
             return  # a home that cannot be written to: compile every time
         own = f"--tf_xla_persistent_cache_directory={folder}"
         environment["TF_XLA_FLAGS"] = f"{flags} {own}".strip()
+
+
+def import_tensorflow_quietly(environment):
+    """Imports TensorFlow without the lines it logs before it can be told not to.
+
+    Args:
+        environment: `os.environ`; nothing is hidden if TF_CPP_MIN_LOG_LEVEL asks for more than errors.
+    """
+    prepare_environment(environment)
+    if environment["TF_CPP_MIN_LOG_LEVEL"] != "3":
+        return
+    standard_error = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        importlib.import_module("tensorflow")
+        importlib.import_module("tensorflow_text")
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+        os.close(nowhere)

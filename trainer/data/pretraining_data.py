@@ -13,6 +13,7 @@ from trainer.data.lanes import training_dataset
 from trainer.data.manifests import MANIFEST_NAME
 from trainer.data.masking import TokenKinds
 from trainer.data.preparation import PreparationSettings, prepare
+from trainer.data.preparation_display import ProgressDisplay
 from trainer.data.tokenization import Tokenizer
 from trainer.data.vocabulary import load_vocabulary
 from trainer.errors import InputError
@@ -37,6 +38,7 @@ class PretrainingData:
         vocabulary: vocabulary file, only for Google BERT's TFRecords, which do not bring theirs.
         remask: for Google BERT's TFRecords: mask anew at every step instead of using the masks in the files.
         held_out: for Google BERT's TFRecords: a glob of the files to evaluate on.
+        python_docs_packages: whose docstrings make up the embedded corpus, `stdlib` being the standard library.
         python_docs_length: tokens in a row of the embedded corpus.
         python_docs_vocabulary: pieces of the vocabulary learnt from the embedded corpus.
     """
@@ -49,6 +51,7 @@ class PretrainingData:
     vocabulary: str | None = None
     remask: bool = False
     held_out: str | None = None
+    python_docs_packages: tuple = ("stdlib", "keras", "numpy")
     python_docs_length: int = 128
     python_docs_vocabulary: int = 8192
 
@@ -121,10 +124,12 @@ class PretrainingData:
                 report("preparing the embedded corpus: documentation of Python and the installed libraries")
                 settings = PreparationSettings(
                     source=PYTHON_DOCS,
+                    python_packages=tuple(self.python_docs_packages),
                     sequence_length=self.python_docs_length,
                     vocabulary_size=self.python_docs_vocabulary,
                 )
-                prepare(settings, folder)
+                with ProgressDisplay() as progress:
+                    prepare(settings, folder, progress=progress)
             return folder
         deadline = time.monotonic() + _WAIT_FOR_CHIEF_SECONDS
         while not storage.exists(manifest):

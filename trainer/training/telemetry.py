@@ -56,7 +56,8 @@ class Telemetry:
         self._first_step = self._step = 0
         self._last_record = {}
         self._evaluation = None
-        self._examples = 0
+        self._examples = self._train_examples = self._window_examples = 0
+        self._window_seconds = 0.0
         self._train_seconds = self._compile_seconds = self._stall_seconds = 0.0
         self._num_saves = 0
         self._closed = False
@@ -85,17 +86,21 @@ class Telemetry:
             num_examples: examples in these steps; by default a global batch for each record.
             show: whether to show the last record on the screen.
         """
+        self._examples += num_examples if num_examples is not None else self._batch * len(records)
+        if seconds:
+            # Rates are those of everything since the last record, not of the call that happened to bring it.
+            self._window_examples += num_examples if num_examples is not None else self._batch * len(records)
+            self._window_seconds += seconds
+            self._train_seconds += seconds
         if not records:
             return
-        if num_examples is None:
-            num_examples = self._batch * len(records)
-        self._examples += num_examples
-        self._train_seconds += seconds or 0.0
         rates = {}
-        if seconds:
-            rates["examples_per_second"] = num_examples / seconds
+        if self._window_seconds:
+            rates["examples_per_second"] = self._window_examples / self._window_seconds
             if self._tokens_per_example is not None:
-                rates["tokens_per_second"] = num_examples * self._tokens_per_example / seconds
+                rates["tokens_per_second"] = rates["examples_per_second"] * self._tokens_per_example
+            self._train_examples += self._window_examples
+            self._window_examples, self._window_seconds = 0, 0.0
         records = [{"step": int(record["step"]), "kind": "train", **rates, **record} for record in records]
         self._last_record = last = records[-1]
         self._step = last["step"]
@@ -105,7 +110,7 @@ class Telemetry:
         self._to_tensorboard(lambda events: [events.scalars(r["step"], _scalars(r)) for r in records])
         if show:
             examples_per_second = last.get("examples_per_second")
-            seconds_per_step = num_examples / len(records) / examples_per_second if examples_per_second else None
+            seconds_per_step = self._batch / examples_per_second if examples_per_second else None
             self._display.step(last, examples_per_second, last.get("tokens_per_second"), seconds_per_step)
 
     def evaluation(self, step, metrics):
@@ -173,7 +178,7 @@ class Telemetry:
             table.add_row(f"evaluation at {self._evaluation['step']:,}", numbers)
         table.add_row("examples", f"{self._examples:,}")
         if self._train_seconds and steps:
-            rate = self._examples / self._train_seconds
+            rate = self._train_examples / self._train_seconds
             tokens = self._tokens_per_example
             table.add_row(
                 "rate",
