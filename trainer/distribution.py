@@ -70,6 +70,8 @@ class Cluster:
     @functools.cached_property
     def _sum_over_replicas(self):
         def replica(number):
+            # The sum goes to the number's device; an argument of a function has none, a result has this replica's.
+            number = tf.identity(number)
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, number)
 
         def everywhere(number):
