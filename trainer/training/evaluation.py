@@ -27,6 +27,8 @@ class EvaluationStep:
             if compile_step
             else tf.autograph.experimental.do_not_convert(self._replica_sums)
         )
+        # Given a `tf.function` itself, a strategy would make one program of all replicas, which XLA cannot compile.
+        self._replica = tf.autograph.experimental.do_not_convert(lambda examples: self._sums(examples))
         self._num_sums = 2 * len(self._loss_names) + len(task.metric_names)
         self.loop = tf.function(self._loop)
 
@@ -53,7 +55,7 @@ class EvaluationStep:
         """Returns the sums over `num_steps` global batches, in float64 so that their order hardly matters."""
         total = tf.zeros([self._num_sums], tf.float64)
         for _ in tf.range(num_steps):
-            sums = self.strategy.run(self._sums, args=(next(iterator),))
+            sums = self.strategy.run(self._replica, args=(next(iterator),))
             total += tf.cast(self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None), tf.float64)
         return total
 
