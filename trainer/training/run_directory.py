@@ -18,7 +18,15 @@ from trainer.errors import InputError, StorageFailed
 
 # What measures the machine rather than the model: the keys in which two equal runs may differ.
 MEASURED_KEYS = frozenset(
-    {"examples_per_second", "tokens_per_second", "step_seconds", "input_wait_share", "memory_bytes", "seconds"}
+    {
+        "examples_per_second",
+        "tokens_per_second",
+        "step_seconds",
+        "evaluation_seconds",
+        "input_wait_share",
+        "memory_bytes",
+        "seconds",
+    }
 )
 
 _WARN_EVERY_SECONDS = 600.0
