@@ -5,7 +5,7 @@ import functools
 import time
 
 from trainer import storage
-from trainer.data.corpora import Corpus, check_corpora
+from trainer.data.corpora import Corpus, check_corpora, stored_rows_of
 from trainer.data.evaluation_rows import evaluation_dataset
 from trainer.data.google_bert import GoogleBertCorpus
 from trainer.data.lane_order import plan_lanes
@@ -90,7 +90,6 @@ class PretrainingData:
             settings=self,
             corpora=tuple(corpora),
             held_out=tuple(corpus for corpus in corpora if corpus.manifest.rows("held_out")),
-            held_out_split="held_out",
             sequence_length=manifest.sequence_length,
             pieces=vocabulary,
             lower_case=manifest.lower_case,
@@ -100,15 +99,22 @@ class PretrainingData:
 
     def _google_bert(self, entries, report):
         vocabulary = load_vocabulary(self.vocabulary)
-        corpora = tuple(GoogleBertCorpus(path, weight, remask=self.remask) for path, weight in entries)
-        held_out = (GoogleBertCorpus(self.held_out, remask=self.remask),) if self.held_out else ()
-        for corpus in (*corpora, *held_out):
-            report(f"reading the index of {corpus.label}")
+        report("reading or making the indexes of Google BERT's TFRecords")
+
+        def corpus(path, weight, held_out):
+            return GoogleBertCorpus(
+                path, weight, held_out=held_out, vocabulary_size=len(vocabulary), remask=self.remask
+            )
+
+        corpora = tuple(
+            corpus(path, weight, self.held_out if number == 0 else None)
+            for number, (path, weight) in enumerate(entries)
+        )
+        check_corpora(corpora, checksums=self.check)
         return OpenedData(
             settings=self,
             corpora=corpora,
-            held_out=held_out,
-            held_out_split="train",
+            held_out=corpora[:1] if self.held_out else (),
             sequence_length=corpora[0].sequence_length,
             pieces=vocabulary,
             lower_case=True,
@@ -147,7 +153,6 @@ class OpenedData:
         settings: the `PretrainingData`.
         corpora: corpora to train on.
         held_out: corpora to evaluate on; may be empty.
-        held_out_split: their split.
         sequence_length: tokens in a row.
         pieces: the `Vocabulary`.
         lower_case: whether text is lower-cased.
@@ -158,7 +163,6 @@ class OpenedData:
     settings: PretrainingData
     corpora: tuple
     held_out: tuple
-    held_out_split: str
     sequence_length: int
     pieces: object
     lower_case: bool
@@ -185,6 +189,12 @@ class OpenedData:
         """The `LanePlan`."""
         return plan_lanes(self.corpora, lanes=self.settings.lanes, block_rows=self.settings.block_rows)
 
+    @functools.cached_property
+    def stored_rows(self):
+        """The `StoredRows` of training and of evaluation."""
+        held_out = (stored_rows_of(self.held_out, "held_out"),) if self.held_out else ()
+        return (self.plan.rows, *held_out)
+
     def training_dataset(self, **options):
         """See `trainer.data.lanes.training_dataset`; the order is that of the settings."""
         return training_dataset(
@@ -195,4 +205,4 @@ class OpenedData:
         """See `trainer.data.evaluation_rows.evaluation_dataset`; `(None, 0)` without held-out rows."""
         if not self.held_out:
             return None, 0
-        return evaluation_dataset(self.held_out, split=self.held_out_split, **options)
+        return evaluation_dataset(self.held_out, **options)

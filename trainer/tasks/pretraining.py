@@ -126,9 +126,9 @@ class Pretraining(Task):
         return bool(self.data.held_out)
 
     @property
-    def data_paths(self):
-        """The files that training reads."""
-        return tuple(self.data.plan.rows.paths)
+    def data_rows(self):
+        """The `StoredRows` that are read."""
+        return self.data.stored_rows
 
     @property
     def fingerprints(self):

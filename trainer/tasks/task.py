@@ -30,7 +30,7 @@ class Task(abc.ABC):
         metric_names: `{metric name: loss name}`: each metric and the loss whose weight divides it.
         tokens_per_example: tokens in a row, for rates.
         has_evaluation: whether there are held-out examples.
-        data_paths: the files that are read, for messages.
+        data_rows: the `StoredRows` that are read, for explaining read errors.
         fingerprints: texts that change when the content of the data does.
     """
 
@@ -38,7 +38,7 @@ class Task(abc.ABC):
     metric_names: dict
     tokens_per_example: int
     has_evaluation: bool
-    data_paths: tuple
+    data_rows: tuple
     fingerprints: tuple
 
     @abc.abstractmethod

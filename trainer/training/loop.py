@@ -123,7 +123,7 @@ class TrainingRun:
             try:
                 self._train_from(progress, interruption, watchdog)
             except tf.errors.OpError as error:
-                explained = explain_read_error(error, self.task.data_paths)
+                explained = explain_read_error(error, self.task.data_rows)
                 directory.write_status("failed", progress.step, run.steps, str(explained or error.message))
                 if explained is None:
                     raise
