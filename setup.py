@@ -31,8 +31,9 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "test": ["pytest>=8", "pytest-timeout", "ruff>=0.12", "tokenizers", "psutil"],
-    # The systems that tools/benchmark compares with. Model Garden is not among them: it needs a TensorFlow of its own.
-    "bench": ["keras-hub", "transformers>=5", "torch", "bert4keras"],
+    # Peers that tools/benchmark compares with and that can live beside the trainer. Model Garden and bert4keras cannot:
+    # they ask for other versions of TensorFlow and Keras; docs/benchmarks.md says how to install them elsewhere.
+    "bench": ["keras-hub", "transformers>=5", "torch"],
 }
 if os.environ.get("BERT_TRAINER_ACCELERATOR") == "tpu":
     # There is no extra of this name otherwise: with plain TensorFlow beside it, tensorflow-tpu would break both.

@@ -1,0 +1,1 @@
+"""Measured processes that run the trainer itself, one module each."""
