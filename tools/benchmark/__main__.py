@@ -34,7 +34,10 @@ SUBJECTS = {
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of the description and shows defaults."""
+    """Keeps the layout of the description and shows defaults where there are any."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
 def parser():
@@ -56,7 +59,8 @@ def parser():
     group = result.add_argument_group("size")
     for field in dataclasses.fields(Settings):
         if field.name != "peer_python":
-            group.add_argument(f"--{field.name}", metavar="N", type=field.type, default=field.default)
+            meaning = field.metadata["help"]
+            group.add_argument(f"--{field.name}", metavar="N", type=field.type, default=field.default, help=meaning)
     return result
 
 

@@ -6,8 +6,6 @@ from tools.benchmark import processes
 from tools.benchmark.rounds import median, ratios, spread, take_turns
 from tools.benchmark.tables import Findings
 
-_MEMORY_STEPS = 2
-
 
 def measure(settings, report):
     """Measures time with both steps taking turns, and memory with each process on its own.
@@ -30,7 +28,7 @@ def measure(settings, report):
     for accumulation in (1, settings.memory_accumulation):
         report(f"peak memory with K={accumulation}")
         with _worker(settings, accumulation) as process:
-            peaks[accumulation] = process.ask("run", seconds=0, at_least=_MEMORY_STEPS)["peak_memory_bytes"]
+            peaks[accumulation] = process.information["peak_memory_bytes"]  # after the steps that warm up
     return summarize(settings, answers, peaks)
 
 

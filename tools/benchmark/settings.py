@@ -6,39 +6,32 @@ import dataclasses
 _LEARNING_RATE = 1e-4
 
 
+def _setting(default, meaning):
+    return dataclasses.field(default=default, metadata={"help": meaning})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A benchmark's settings; the defaults are the model that published comparisons of this project use.
+    """A benchmark's settings. Each says in its metadata, under `help`, what it is; the command line shows that.
 
-    Args:
-        num_layers, hidden_size, num_heads, feed_forward_size: the encoder.
-        vocabulary_size: number of token ids.
-        length: tokens in a row.
-        predictions: masked tokens in a row.
-        microbatch: rows that go through the model at once.
-        dropout: rate everywhere.
-        rounds: how often the measured systems take turns.
-        round_seconds: how long each measures in its turn; never less than one step.
-        reader_rows: rows of the data set that `reader` reads.
-        memory_accumulation: the number of accumulation steps whose peak memory is compared with that of one.
-        time_accumulation: the number of accumulation steps whose time is compared with as many times that of one.
-        peer_python: `{peer name: interpreter}` for peers that live in another virtual environment.
+    The defaults are the model that published comparisons of this project use. `peer_python` holds, for peers that live
+    in another virtual environment, `{peer name: interpreter}`.
     """
 
-    num_layers: int = 4
-    hidden_size: int = 512
-    num_heads: int = 8
-    feed_forward_size: int = 2048
-    vocabulary_size: int = 30522
-    length: int = 128
-    predictions: int = 20
-    microbatch: int = 16
-    dropout: float = 0.1
-    rounds: int = 5
-    round_seconds: float = 10.0
-    reader_rows: int = 100_000
-    memory_accumulation: int = 32
-    time_accumulation: int = 8
+    num_layers: int = _setting(4, "transformer layers")
+    hidden_size: int = _setting(512, "size of the hidden states")
+    num_heads: int = _setting(8, "attention heads")
+    feed_forward_size: int = _setting(2048, "width of the feed-forward part")
+    vocabulary_size: int = _setting(30522, "number of token ids")
+    length: int = _setting(128, "tokens in a row")
+    predictions: int = _setting(20, "masked tokens in a row")
+    microbatch: int = _setting(16, "rows that go through the model at once")
+    dropout: float = _setting(0.1, "dropout rate, everywhere")
+    rounds: int = _setting(5, "how often the measured systems take turns")
+    round_seconds: float = _setting(10.0, "how long each works in its turn; never less than one step")
+    reader_rows: int = _setting(100_000, "reader: rows of the data set")
+    time_accumulation: int = _setting(8, "accumulation: microbatches of the step that is timed")
+    memory_accumulation: int = _setting(32, "accumulation: microbatches of the step whose peak memory is taken")
     peer_python: dict = dataclasses.field(default_factory=dict)
 
     def for_process(self, **more):

@@ -49,7 +49,8 @@ def serve(prepare):
     except ImportError as error:
         answer({"absent": str(error).strip().splitlines()[0]})
         return
-    answer({"ready": True, "prepare_seconds": time.perf_counter() - began, **information})
+    own = {"prepare_seconds": time.perf_counter() - began, "peak_memory_bytes": peak_memory_bytes()}
+    answer({"ready": True, **own, **information})
     for line in sys.stdin:
         arguments = json.loads(line)
         result = actions[arguments.pop("command")](**arguments)
