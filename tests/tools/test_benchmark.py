@@ -37,7 +37,10 @@ def tiny_options(**changes):
 
 def answers(*step_seconds):
     """Returns what a measured process answers to `run` in each round."""
-    return [{"step_seconds": seconds, "loss": 1.0, "peak_memory_bytes": 2**30} for seconds in step_seconds]
+    return [
+        {"step_seconds": seconds, "cpu_seconds": 2.0 * len(seconds), "loss": 1.0, "peak_memory_bytes": 2**30}
+        for seconds in step_seconds
+    ]
 
 
 def step_findings(ours, peer, product, absent=None):
@@ -63,6 +66,12 @@ def test_step_ratio_is_of_neighbours_so_a_busy_round_does_not_change_it():
         assert findings.numbers["share_of_matrix_product"] == pytest.approx([0.6, 0.6])
     assert quiet.numbers["systems"][step.OURS]["tokens_per_second"] == [1000.0, 1000.0]
     assert busy.numbers["systems"][step.OURS]["tokens_per_second"] == [1000.0, 200.0]
+
+
+def test_ratio_by_cpu_is_of_processor_seconds_per_step():
+    findings = step_findings(ours=[[1.0, 1.0]], peer=[[2.0]], product=[[0.5]])
+    assert findings.numbers["systems"]["keras_hub"]["ours_against_it_by_cpu"] == [1.0]  # 2 seconds a step in each
+    assert findings.numbers["share_of_matrix_product_by_cpu"] == [3.0]  # three times the operations in the same seconds
 
 
 def test_absent_peer_is_told_and_the_others_are_measured():

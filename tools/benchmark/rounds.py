@@ -37,6 +37,11 @@ def rate(amount, step_seconds):
     return amount * len(step_seconds) / sum(step_seconds)
 
 
+def cpu_seconds_per_step(answer):
+    """Returns the processor seconds, of all threads, that a step took on average in a round."""
+    return answer["cpu_seconds"] / len(answer["step_seconds"])
+
+
 def take_turns(processes, rounds, **arguments):
     """Lets processes run one after another, again and again: A B C, A B C, ...
 

@@ -3,7 +3,7 @@
 import contextlib
 
 from tools.benchmark import processes
-from tools.benchmark.rounds import median, rate, ratios, spread, take_turns
+from tools.benchmark.rounds import cpu_seconds_per_step, median, rate, ratios, spread, take_turns
 from tools.benchmark.tables import Findings
 from trainer.errors import TrainingFailed
 
@@ -81,10 +81,17 @@ def summarize(settings, information, answers, absent):
     operations = information[OURS]["operations_per_step"]
     our_operations = [rate(operations, answer["step_seconds"]) for answer in answers[OURS]]
     shares = ratios(our_operations, product_rates)
+    cpu = {name: [cpu_seconds_per_step(answer) for answer in rounds] for name, rounds in answers.items()}
+    product_operations = information[MATRIX_PRODUCT]["operations_per_step"]
+    cpu_shares = [
+        (operations / ours) / (product_operations / product)
+        for ours, product in zip(cpu[OURS], cpu[MATRIX_PRODUCT], strict=True)
+    ]
     numbers = {
         "matrix_product_flops_per_second": product_rates,
         "model_flops_per_second": our_operations,
         "share_of_matrix_product": shares,
+        "share_of_matrix_product_by_cpu": cpu_shares,
         "absent": absent,
         "systems": {},
     }
@@ -94,11 +101,14 @@ def summarize(settings, information, answers, absent):
             continue
         times = [second for answer in answers[name] for second in answer["step_seconds"]]
         times_ours = ratios(rates[OURS], rates[name])
+        cpu_ours = ratios(cpu[name], cpu[OURS])
         numbers["systems"][name] = {
             "versions": information[name]["versions"],
             "tokens_per_second": rates[name],
             "step_seconds": times,
+            "cpu_seconds_per_step": cpu[name],
             "ours_against_it": times_ours,
+            "ours_against_it_by_cpu": cpu_ours,
             "prepare_seconds": information[name]["prepare_seconds"],
             "peak_memory_bytes": answers[name][-1]["peak_memory_bytes"],
         }
@@ -107,22 +117,26 @@ def summarize(settings, information, answers, absent):
             (
                 name,
                 f"{median(rates[name]):,.0f}",
-                f"{median(times):.3f}",
-                f"{min(times):.3f}",
-                "" if name == OURS else f"{middle:.2f}x",
-                "" if name == OURS else f"{low:.2f} to {high:.2f}",
+                f"{median(times):.2f}",
+                f"{median(cpu[name]):.2f}",
+                *(
+                    ("", "", "")
+                    if name == OURS
+                    else (f"{middle:.2f}", f"{low:.2f}-{high:.2f}", f"{median(cpu_ours):.2f}")
+                ),
                 f"{answers[name][-1]['peak_memory_bytes'] / 2**30:.2f}",
             )
         )
     low, middle, high = spread(shares)
     notes = (
         f"matrix products of float32: {median(product_rates) / 1e9:,.1f} GFLOP/s; the model by formula: "
-        f"{median(our_operations) / 1e9:,.1f} GFLOP/s, {middle:.0%} of it ({low:.0%} to {high:.0%} per round)",
+        f"{median(our_operations) / 1e9:,.1f} GFLOP/s, {middle:.0%} of it ({low:.0%} to {high:.0%} per round; by CPU "
+        f"seconds {median(cpu_shares):.0%})",
         *(f"{name}: {reason}" for name, reason in absent.items()),
     )
     title = (
         f"Train step: {settings.num_layers} layers, hidden {settings.hidden_size}, length {settings.length}, "
         f"{settings.microbatch} rows, float32, CPU; {len(shares)} rounds"
     )
-    columns = ("system", "tokens/s", "step s", "fastest s", "ours / it", "per round", "peak GiB")
+    columns = ("system", "tokens/s", "step s", "CPU s", "ours / it", "per round", "by CPU", "GiB")
     return Findings(title, columns, tuple(rows), notes, numbers)

@@ -33,7 +33,7 @@ def show(findings, console):
     """
     table = rich.table.Table(title=findings.title, title_justify="left", title_style="bold")
     for number, column in enumerate(findings.columns):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in findings.rows:
         table.add_row(*row)
     console.print(table)

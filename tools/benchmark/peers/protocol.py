@@ -64,19 +64,20 @@ def timed_steps(step):
         step: callable that does one step, waits until it is done, and returns its loss.
 
     Returns:
-        a callable `(seconds, at_least) -> dict` that repeats the step for so long and reports each one's seconds.
+        a callable `(seconds, at_least) -> dict` that repeats the step for so long and reports each one's seconds, and
+        the processor's seconds of all threads together, which other programs on the machine hardly change.
     """
     for _ in range(WARM_UP_STEPS):
         step()
 
     def run(seconds, at_least=1):
         times = []
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         while len(times) < at_least or time.perf_counter() - began < seconds:
             start = time.perf_counter()
             loss = step()
             times.append(time.perf_counter() - start)
-        return {"step_seconds": times, "loss": float(loss)}
+        return {"step_seconds": times, "cpu_seconds": time.process_time() - processor, "loss": float(loss)}
 
     return run
 
