@@ -1,0 +1,113 @@
+"""The modes of the command line on one small run: each says what training said, or what a program needs of it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import trainer_process
+
+from trainer.data.tokenization import Tokenizer
+from trainer.data.vocabulary import load_vocabulary
+
+TEXTS = ("the child drinks a cup of [MASK].", "her [MASK] repairs an [MASK] again.")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_gin, tmp_path_factory):
+    """A run of 20 steps, evaluated and saved at 10 and 20."""
+    folder = tmp_path_factory.mktemp("modes") / "run"
+    trainer_process.train(tiny_gin, folder)
+    return folder
+
+
+def run_mode(run_dir, mode, *others):
+    """Runs a mode with the configuration that lies in the run directory."""
+    return trainer_process.train([], run_dir, others=("--mode", mode, *others))
+
+
+def test_a_plan_shows_batch_parameters_and_memory_and_touches_nothing(tiny_gin, tmp_path):
+    finished = trainer_process.train(tiny_gin, tmp_path / "run", "microbatch=4", others=("--mode", "plan"))
+    assert "global 16 = 1 replica x 4 accumulation x 4 microbatch" in finished.output
+    assert re.search(r"tokens, padding included\W+5,120\b", finished.output)  # 20 steps of 16 rows of 16 tokens
+    parameters = finished.output.partition("parameters")[2].partition("memory")[0]
+    *parts, total = (int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= +│?\n)", parameters))
+    assert len(parts) >= 3 and sum(parts) == total
+    assert "optimizer slots" in finished.output
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_evaluation_of_a_checkpoint_gives_what_training_wrote_down(trained):
+    finished = run_mode(trained, "evaluate", "--step", 10)
+    assert "evaluation at step 10" in finished.output
+    shown = dict(re.findall(r"^  (\w+) (\S+)$", finished.output, re.MULTILINE))
+    logged = trainer_process.metrics(trained, "eval")[10]
+    for name in ("loss", "masked_language_model_loss", "accuracy", "perplexity"):
+        assert float(shown[name]) == pytest.approx(logged[name], rel=1e-5)
+
+
+def test_a_replayed_step_has_the_loss_and_gradient_norm_of_the_first_time(trained):
+    finished = run_mode(trained, "replay", "--step", 14)
+    assert "replaying step 14 from step 10" in finished.output
+    rows = dict(re.findall(r"^│ (loss|gradient_norm|update_norm) +│ (.*) │$", finished.output, re.MULTILINE))
+    assert set(rows) == {"loss", "gradient_norm", "update_norm"}
+    for name, row in rows.items():
+        now, before = (text.strip() for text in row.split("│"))
+        assert now == before == f"{trainer_process.metrics(trained)[14][name]:.9g}"
+
+
+@pytest.fixture(scope="module")
+def answers(trained, tmp_path_factory):
+    """What `--mode predict --input FILE --output FILE` wrote for the texts."""
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    paths = ("--input", folder / "texts.txt", "--output", folder / "answers.jsonl", "--top_k", 3)
+    finished = run_mode(trained, "predict", *paths)
+    assert finished.output == ""
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_predictions_in_a_file_are_a_line_a_text_and_a_list_a_mask(answers):
+    assert [answer["text"] for answer in answers] == list(TEXTS)
+    assert [len(answer["masks"]) for answer in answers] == [1, 2]
+    for answer in answers:
+        for candidates in answer["masks"]:
+            probabilities = [candidate["probability"] for candidate in candidates]
+            assert len(candidates) == 3
+            assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) < 1
+
+
+def test_predictions_on_standard_output_are_those_of_the_file(trained, answers):
+    finished = run_mode(trained, "predict", "--top_k", 3, *TEXTS)
+    masks = [candidates for answer in answers for candidates in answer["masks"]]
+    lines = [line for line in finished.output.splitlines() if line.startswith("  ")]
+    assert [line for line in finished.output.splitlines() if line not in lines] == list(TEXTS)
+    for line, candidates in zip(lines, masks, strict=True):
+        expected = "  ".join(f"{item['token']} {item['probability']:.3f}" for item in candidates)
+        assert line.endswith(f"  {expected}")
+
+
+def test_an_exported_model_gives_the_answers_of_predict(trained, answers, small_corpus, tmp_path):
+    finished = run_mode(trained, "export", "--output", tmp_path / "exported")
+    assert f"exported to {tmp_path / 'exported'}" in finished.output
+    # Everything a program needs lies in the folder.
+    vocabulary = load_vocabulary(str(tmp_path / "exported" / "assets.extra" / "vocab.txt"))
+    assert vocabulary.pieces == load_vocabulary(str(small_corpus / "vocab.txt")).pieces
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    for answer in answers:
+        ids = Tokenizer(vocabulary, lower_case=True).ids_with_masks(answer["text"])
+        row = np.zeros([1, 16], np.int32)
+        row[0, : len(ids) + 2] = [vocabulary.classification_id, *ids, vocabulary.separator_id]
+        positions = np.flatnonzero(row[0] == vocabulary.mask_id)[None].astype(np.int32)
+        outputs = exported.signatures["serving_default"](
+            token_ids=tf.constant(row), segment_ids=tf.zeros_like(row), positions=tf.constant(positions)
+        )
+        assert outputs["token_logits"].shape == (1, len(answer["masks"]), len(vocabulary))
+        probabilities = tf.nn.softmax(outputs["token_logits"][0]).numpy()
+        for candidates, row_probabilities in zip(answer["masks"], probabilities, strict=True):
+            best = np.argsort(-row_probabilities)[:3]
+            assert [vocabulary.pieces[token] for token in best] == [item["token"] for item in candidates]
+            assert row_probabilities[best] == pytest.approx([item["probability"] for item in candidates], rel=1e-4)
+    hidden = exported.signatures["encode"](token_ids=tf.constant(row), segment_ids=tf.zeros_like(row))["hidden"]
+    assert hidden.shape == (1, 16, 16)
