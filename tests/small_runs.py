@@ -67,8 +67,8 @@ class SmallRun:
 
     def train(self, num_steps):
         """Runs steps; returns a list of dicts of metrics."""
-        rows = self.step.loop(self.iterator, tf.constant(num_steps)).numpy()
-        return [dict(zip(self.step.metric_names, row.tolist(), strict=True)) for row in rows]
+        rows, _ = self.step.loop(self.iterator, tf.constant(num_steps))
+        return [dict(zip(self.step.metric_names, row.tolist(), strict=True)) for row in rows.numpy()]
 
     def weights(self):
         """Returns `{name: array}` of the first replica's copy."""

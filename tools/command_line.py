@@ -10,7 +10,6 @@ import sys
 from trainer.environment import import_tensorflow_quietly
 from trainer.errors import TrainerError
 
-
 import_tensorflow_quietly(os.environ)  # here, and in worker processes, which import this module too
 
 

@@ -98,6 +98,9 @@ def main(argv=None):
         label = "stopped" if error.exit_code == 75 else "error"
         print(f"{label}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; start it again to go on", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

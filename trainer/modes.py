@@ -44,16 +44,17 @@ def _console(file=None):
     return Console(highlight=False, soft_wrap=True, file=file)
 
 
-def _assemble(arguments, config, run, report, stack):
-    """Starts the devices, takes the lock, opens the data; prints the first lines of every mode."""
+def _start(arguments, run, report):
+    """Starts the devices and prints the first line of every mode; returns the cluster, the directory and the reporter."""
     cluster = create_cluster(run.strategy, run.devices)
     if not cluster.is_chief:
         report = _print_nothing
     report(cluster.describe())
-    directory = RunDirectory(arguments.run_dir, is_chief=cluster.is_chief, report=report)
-    if arguments.mode == "train" and cluster.is_chief:
-        storage.make_folder(arguments.run_dir)
-        stack.enter_context(RunLock(directory.lock_path, report=report))
+    return cluster, RunDirectory(arguments.run_dir, is_chief=cluster.is_chief, report=report), report
+
+
+def _assemble(run, config, cluster, directory, report):
+    """Opens the data and prints the batch arithmetic."""
     assembly = assemble(run, config, cluster, directory, report)
     report(str(assembly.batch))
     return assembly
@@ -69,15 +70,19 @@ def _reporter(console):
 
 def _train(arguments, config, run):
     console = _console()
+    cluster, directory, report = _start(arguments, run, _reporter(console))
+    lock = None
     with contextlib.ExitStack() as stack:
-        assembly = _assemble(arguments, config, run, _reporter(console), stack)
-        train(assembly, console)
+        if cluster.is_chief:
+            storage.make_folder(arguments.run_dir)
+            lock = stack.enter_context(RunLock(directory.lock_path, report=report))
+        train(_assemble(run, config, cluster, directory, report), console, lock)
 
 
 def _restored(arguments, config, run, console):
     """Returns the assembly and the state at the checkpoint that was asked for, and its step."""
     report = _reporter(console)
-    assembly = _assemble(arguments, config, run, report, None)
+    assembly = _assemble(run, config, *_start(arguments, run, report))
     state, manager = _fresh(assembly, report)
     steps = manager.steps()
     if not steps:
@@ -150,7 +155,7 @@ def _replay(arguments, config, run):
         raise InputError("--mode replay needs --step N, the step to run again")
     console = _console()
     report = _reporter(console)
-    assembly = _assemble(arguments, config, run, report, None)
+    assembly = _assemble(run, config, *_start(arguments, run, report))
     state, manager = _fresh(assembly, report)
     show_replay(replay_step(assembly, state, manager, arguments.step, report), assembly, console)
 

@@ -106,7 +106,7 @@ def _measure(assembly, state):
     times = []
     for _ in range(1 + _MEASURED_STEPS):
         began = time.perf_counter()
-        step.loop(iterator, tf.constant(1)).numpy()
+        step.loop(iterator, tf.constant(1))[0].numpy()
         times.append(time.perf_counter() - began)
     return times[0], float(np.median(times[1:]))
 

@@ -12,6 +12,7 @@ from trainer.training.run_directory import read_metrics
 from trainer.training.step import TrainStep
 
 _SHOWN = 8
+_SHOWN_CHARACTERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,16 +133,14 @@ def show_replay(replay, assembly, console):
         table.add_row(name, f"{norm:.6g}")
     console.print(table)
 
-    table = Table(title="examples with the greatest part in the loss", title_justify="left")
-    for column in ("example", "loss", "where", "text"):
-        table.add_column(column, overflow="ellipsis", no_wrap=column != "text")
     losses = np.where(np.isfinite(replay.example_losses), replay.example_losses, np.inf)
     places = assembly.task.example_places(
         seed=assembly.run.seed,
         first_example=(replay.step - 1) * assembly.run.global_batch,
         num_examples=assembly.run.global_batch,
     )
+    console.print("examples with the greatest part in the loss", style="italic")
     for index in np.argsort(-losses)[:_SHOWN]:
         text = assembly.task.describe_example(replay.examples, index)
-        table.add_row(str(index), f"{replay.example_losses[index]:.5g}", places[index], text[:300])
-    console.print(table)
+        console.print(f"{index}  {replay.example_losses[index]:.5g}  {places[index]}", style="bold", markup=False)
+        console.print(f"  {text[:_SHOWN_CHARACTERS]}", markup=False)

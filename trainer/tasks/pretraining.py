@@ -67,11 +67,13 @@ class PretrainingConfig:
         data: `PretrainingData`.
         encoder: `EncoderConfig`.
         masking: `MaskingConfig`, for rows that do not come masked.
+        samples: texts with `[MASK]` in them that a finished run shows its answers to.
     """
 
     data: PretrainingData
     encoder: EncoderConfig
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    samples: tuple = ()
 
     def open(self, run_directory, **options):
         """Opens the data, see `PretrainingData.open`; returns the `Pretraining` task.
@@ -85,7 +87,7 @@ class PretrainingConfig:
                 f"rows have {data.sequence_length} tokens but encoder.max_length is {self.encoder.max_length}: "
                 "raise it, or prepare shorter rows"
             )
-        return Pretraining(data, self.encoder, self.masking)
+        return Pretraining(data, self.encoder, self.masking, tuple(self.samples))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +98,13 @@ class Pretraining(Task):
         data: `OpenedData`: rows, vocabulary, order.
         encoder: `EncoderConfig`.
         masking: `MaskingConfig`, for rows that do not come masked.
+        samples: texts with `[MASK]` in them that a finished run shows its answers to.
     """
 
     data: OpenedData
     encoder: EncoderConfig
     masking: MaskingConfig
+    samples: tuple = ()
 
     @property
     def loss_coefficients(self):

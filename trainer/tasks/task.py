@@ -32,6 +32,7 @@ class Task(abc.ABC):
         has_evaluation: whether there are held-out examples.
         data_rows: the `StoredRows` that are read, for explaining read errors.
         fingerprints: texts that change when the content of the data does.
+        samples: texts that a finished run shows its predictions for.
     """
 
     loss_coefficients: dict
@@ -40,6 +41,7 @@ class Task(abc.ABC):
     has_evaluation: bool
     data_rows: tuple
     fingerprints: tuple
+    samples: tuple
 
     @abc.abstractmethod
     def build_model(self, *, seed, dtype):

@@ -20,6 +20,13 @@ from trainer.training.telemetry import Telemetry
 from trainer.training.watchdog import Watchdog
 
 _STATUS_EVERY_SECONDS = 5.0
+_SAMPLE_ANSWERS = 4
+_LOST_PEER = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 
 def guard_config(assembly):
@@ -47,9 +54,21 @@ class _Progress:
 
     step: int
     skipped_in_a_row: int = 0
-    skipped: int = 0
-    wait_seconds: float = 0.0
     status_at: float = 0.0
+    wait_seconds: float = 0.0
+    loop_seconds: float = 0.0
+
+    def waited(self, wait_seconds, loop_seconds):
+        """Adds one call's time of waiting for input, and its whole time; None for a call that compiled."""
+        if loop_seconds is not None:
+            self.wait_seconds += wait_seconds
+            self.loop_seconds += loop_seconds
+
+    def take_wait_share(self):
+        """Returns the share of time spent waiting since this was last asked, or None."""
+        share = self.wait_seconds / self.loop_seconds if self.loop_seconds else None
+        self.wait_seconds = self.loop_seconds = 0.0
+        return share
 
 
 class TrainingRun:
@@ -58,9 +77,11 @@ class TrainingRun:
     Args:
         assembly: the `Assembly`.
         console: `rich.console.Console`; standard output if None.
+        lock: the `RunLock` that this process holds, or None.
     """
 
-    def __init__(self, assembly, console=None):
+    def __init__(self, assembly, console=None, lock=None):
+        self.lock = lock
         self.assembly, self.run, self.cluster = assembly, assembly.run, assembly.cluster
         self.directory, self.task, self.batch = assembly.directory, assembly.task, assembly.batch
         self.telemetry = Telemetry(
@@ -123,8 +144,9 @@ class TrainingRun:
             try:
                 self._train_from(progress, interruption, watchdog)
             except tf.errors.OpError as error:
-                explained = explain_read_error(error, self.task.data_rows)
-                directory.write_status("failed", progress.step, run.steps, str(explained or error.message))
+                explained = self._explain(error)
+                state = "preempted" if isinstance(explained, Preempted) else "failed"
+                directory.write_status(state, progress.step, run.steps, str(explained or error.message))
                 if explained is None:
                     raise
                 raise explained from error
@@ -135,6 +157,23 @@ class TrainingRun:
                 directory.write_status("failed", progress.step, run.steps, str(error) or type(error).__name__)
                 raise
             directory.write_status("finished", progress.step, run.steps)
+
+    def _explain(self, error):
+        """Returns what a TensorFlow error means for a person, or None if it is a fault of the program."""
+        if explained := explain_read_error(error, self.task.data_rows):
+            return explained
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            return InputError(
+                f"out of memory with a microbatch of {self.batch.microbatch} examples: set a smaller one, such as "
+                f"--gin_param 'microbatch={max(1, self.batch.microbatch // 2)}' (the losses stay the same), or "
+                "--gin_param 'encoder.rematerialize=True'"
+            )
+        if self.cluster.num_processes > 1 and isinstance(error, _LOST_PEER):
+            return Preempted(
+                f"another process of the run was lost ({error.message.splitlines()[0]}); started again, the run goes on "
+                "at the last checkpoint"
+            )
+        return None
 
     def _restore(self):
         """Goes to the newest good checkpoint, all processes to the same, or to the initial weights; returns the step."""
@@ -181,8 +220,9 @@ class TrainingRun:
             self.telemetry.state("training" if compiled else "compiling")
             began = time.perf_counter()
             with contextlib.nullcontext() if compiled else watchdog.allowance():
-                rows = self.train_step.loop(iterator, tf.constant(steps)).numpy()
+                rows, waited = (tensor.numpy() for tensor in self.train_step.loop(iterator, tf.constant(steps)))
             seconds = time.perf_counter() - began
+            progress.waited(float(waited), seconds if compiled else None)
             progress.step += steps
             watchdog.beat(progress.step)
             if not compiled:
@@ -218,12 +258,20 @@ class TrainingRun:
             task_metrics = self.task.report({name: metrics.pop(name) for name in self.task.metric_names})
             records.append({"step": step} | metrics | task_metrics)
         if records:
-            records[-1]["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            records[-1]["memory_bytes"] = self._peak_memory_bytes()
+            if (share := progress.take_wait_share()) is not None:
+                records[-1]["input_wait_share"] = share
         self.telemetry.train(records, seconds, num_examples=run.global_batch * len(rows))
         now = time.monotonic()
         if now - progress.status_at >= _STATUS_EVERY_SECONDS:
             progress.status_at = now
             self.directory.write_status("training", progress.step, run.steps)
+
+    def _peak_memory_bytes(self):
+        """Returns the most memory that was in use: of the first GPU, else of this process on the host."""
+        if self.cluster.device_kind == "GPU":
+            return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _guard(self, progress, rows):
         """Ends the run if too many steps in a row were skipped because something was not finite."""
@@ -232,7 +280,6 @@ class TrainingRun:
             step = progress.step - len(rows) + 1 + offset
             progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
             if skipped:
-                progress.skipped += 1
                 self.telemetry.note(f"step {step}: loss or gradient is not finite; no weight was changed")
             if progress.skipped_in_a_row > self.run.max_skipped_steps:
                 self.checkpoints.wait()
@@ -246,6 +293,9 @@ class TrainingRun:
         if step == self._saved_step:
             return
         self.telemetry.state("saving")
+        if self.lock is not None:
+            self.lock.check()
+        self.directory.flush()  # the trail of metrics must not lag behind the checkpoint
         began = time.perf_counter()
         self.checkpoints.save(step, wait=wait)
         self._saved_step = step
@@ -303,12 +353,17 @@ def evaluate(assembly, evaluation, telemetry=None):
     return metrics | {"evaluation_seconds": time.perf_counter() - began}
 
 
-def train(assembly, console=None):
+def train(assembly, console=None, lock=None):
     """Trains in the assembly's run directory, under its lock.
 
     Args:
         assembly: the `Assembly`.
         console: `rich.console.Console`; standard output if None.
+        lock: the `RunLock` that this process holds, or None.
     """
     guard_config(assembly)
-    TrainingRun(assembly, console).train()
+    training = TrainingRun(assembly, console, lock)
+    training.train()
+    if assembly.task.samples and assembly.cluster.is_chief and console is not None:
+        answers = assembly.task.predict(training.state.model, list(assembly.task.samples), _SAMPLE_ANSWERS)
+        assembly.task.show_predictions(answers, console)

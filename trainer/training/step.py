@@ -237,11 +237,17 @@ class TrainStep:
         return tf.function(inspect, autograph=False)
 
     def _loop(self, iterator, num_steps):
-        """Runs `num_steps` steps; returns `[num_steps, metrics]` float32."""
+        """Runs `num_steps` steps; returns `[num_steps, metrics]` float32 and the seconds spent waiting for input."""
         rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=[len(self.metric_names)])
+        waited = tf.zeros([], tf.float64)
         for i in tf.range(num_steps):
             step = self.state.step.read_value()
-            metrics = self.strategy.run(self._whole, args=(step, next(iterator)))
+            asked = tf.timestamp()
+            with tf.control_dependencies([asked]):
+                examples = next(iterator)
+            with tf.control_dependencies(tf.nest.flatten(examples, expand_composites=True)):
+                waited += tf.timestamp() - asked
+            metrics = self.strategy.run(self._whole, args=(step, examples))
             rows = rows.write(i, self.strategy.experimental_local_results(metrics)[0])
             self.state.step.assign_add(1)
-        return rows.stack()
+        return rows.stack(), waited
