@@ -23,5 +23,7 @@ def export_model(task, model, folder):
     module.model_variables = [variable.value for variable in model.variables]
     signatures = task.serving_signatures(model)
     tf.saved_model.save(module, folder, signatures=signatures)
+    assets = storage.join(folder, "assets.extra")
+    storage.make_folder(assets)
     for name, content in task.serving_assets().items():
-        storage.write_bytes(storage.join(folder, "assets.extra", name), content)
+        storage.write_bytes(storage.join(assets, name), content)
