@@ -52,18 +52,9 @@ def test_a_run_asked_to_stop_saves_and_resumes_and_admits_no_second_one(tiny_gin
     assert sorted(trainer_process.metrics(run_dir)) == list(range(1, trainer_process.last_step(run_dir) + 1))
 
 
-@pytest.fixture(scope="module")
-def good_run(tiny_gin, tmp_path_factory):
-    """A run of 20 steps with checkpoints at 10, 15 and 20."""
-    folder = tmp_path_factory.mktemp("good") / "run"
-    trainer_process.train(tiny_gin, folder, "checkpoint_every=5")
-    assert trainer_process.committed_steps(folder) == [10, 15, 20]
-    return folder
-
-
-def test_damaged_checkpoints_are_passed_over_for_the_one_before(tiny_gin, good_run, tmp_path):
+def test_damaged_checkpoints_are_passed_over_for_the_one_before(tiny_gin, trained_run, tmp_path):
     run_dir = tmp_path / "run"
-    shutil.copytree(good_run, run_dir)
+    shutil.copytree(trained_run, run_dir)
     newest = os.path.join(trainer_process.checkpoint_path(run_dir, 20), "weights.data-00000-of-00001")
     with open(newest, "r+b") as file:
         file.seek(1000)
@@ -72,7 +63,7 @@ def test_damaged_checkpoints_are_passed_over_for_the_one_before(tiny_gin, good_r
         file.write(bytes([byte ^ 4]))
     os.remove(os.path.join(trainer_process.checkpoint_path(run_dir, 15), "weights.index"))
 
-    finished = trainer_process.train(tiny_gin, run_dir, "checkpoint_every=5")
+    finished = trainer_process.train(tiny_gin, run_dir)
     warnings = [line for line in finished.output.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 2
     assert "step_00000020 is damaged: weights.data-00000-of-00001 has CRC-32C" in warnings[0]
@@ -81,20 +72,20 @@ def test_damaged_checkpoints_are_passed_over_for_the_one_before(tiny_gin, good_r
     kept = sorted(name[:22] for name in os.listdir(run_dir / "checkpoints") if name.startswith("damaged"))
     assert kept == ["damaged_step_00000015-", "damaged_step_00000020-"]
     trainer_process.assert_same_bits(
-        trainer_process.checkpoint_values(run_dir, 20), trainer_process.checkpoint_values(good_run, 20)
+        trainer_process.checkpoint_values(run_dir, 20), trainer_process.checkpoint_values(trained_run, 20)
     )
-    assert trainer_process.metrics(run_dir) == trainer_process.metrics(good_run)
+    assert trainer_process.metrics(run_dir) == trainer_process.metrics(trained_run)
 
 
-def test_another_configuration_in_the_same_run_directory_is_refused_with_the_difference(tiny_gin, good_run):
-    before = trainer_process.metrics(good_run)
-    finished = trainer_process.train(tiny_gin, good_run, "learning_rate=1e-3", "log_every=7", code=2)
+def test_another_configuration_in_the_same_run_directory_is_refused_with_the_difference(tiny_gin, trained_run):
+    before = trainer_process.metrics(trained_run)
+    finished = trainer_process.train(tiny_gin, trained_run, "learning_rate=1e-3", "log_every=7", code=2)
     assert "was started with another configuration" in finished.errors
     assert "linear_schedule.peak" in finished.errors
     assert "0.005" in finished.errors and "0.001" in finished.errors
     assert "log_every" not in finished.errors  # that one may change
     assert "Traceback" not in finished.text
-    assert trainer_process.metrics(good_run) == before
+    assert trainer_process.metrics(trained_run) == before
 
 
 def test_a_misspelt_name_is_refused_with_the_nearest(tiny_gin, tmp_path):

@@ -14,21 +14,13 @@ from trainer.data.vocabulary import load_vocabulary
 TEXTS = ("the child drinks a cup of [MASK].", "her [MASK] repairs an [MASK] again.")
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_gin, tmp_path_factory):
-    """A run of 20 steps, evaluated and saved at 10 and 20."""
-    folder = tmp_path_factory.mktemp("modes") / "run"
-    trainer_process.train(tiny_gin, folder)
-    return folder
-
-
 def run_mode(run_dir, mode, *others):
     """Runs a mode with the configuration that lies in the run directory."""
     return trainer_process.train([], run_dir, others=("--mode", mode, *others))
 
 
 def test_a_plan_shows_batch_parameters_and_memory_and_touches_nothing(tiny_gin, tmp_path):
-    finished = trainer_process.train(tiny_gin, tmp_path / "run", "microbatch=4", others=("--mode", "plan"))
+    finished = trainer_process.train(tiny_gin, tmp_path / "run", others=("--mode", "plan"))
     assert "global 16 = 1 replica x 4 accumulation x 4 microbatch" in finished.output
     assert re.search(r"tokens, padding included\W+5,120\b", finished.output)  # 20 steps of 16 rows of 16 tokens
     parameters = finished.output.partition("parameters")[2].partition("memory")[0]
@@ -38,32 +30,33 @@ def test_a_plan_shows_batch_parameters_and_memory_and_touches_nothing(tiny_gin, 
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_evaluation_of_a_checkpoint_gives_what_training_wrote_down(trained):
-    finished = run_mode(trained, "evaluate", "--step", 10)
+def test_evaluation_of_a_checkpoint_gives_what_training_wrote_down(trained_run):
+    finished = run_mode(trained_run, "evaluate", "--step", 10)
     assert "evaluation at step 10" in finished.output
     shown = dict(re.findall(r"^  (\w+) (\S+)$", finished.output, re.MULTILINE))
-    logged = trainer_process.metrics(trained, "eval")[10]
+    logged = trainer_process.metrics(trained_run, "eval")[10]
     for name in ("loss", "masked_language_model_loss", "accuracy", "perplexity"):
         assert float(shown[name]) == pytest.approx(logged[name], rel=1e-5)
 
 
-def test_a_replayed_step_has_the_loss_and_gradient_norm_of_the_first_time(trained):
-    finished = run_mode(trained, "replay", "--step", 14)
+@pytest.mark.slow  # looks into every example by itself
+def test_a_replayed_step_has_the_loss_and_gradient_norm_of_the_first_time(trained_run):
+    finished = run_mode(trained_run, "replay", "--step", 14)
     assert "replaying step 14 from step 10" in finished.output
     rows = dict(re.findall(r"^│ (loss|gradient_norm|update_norm) +│ (.*) │$", finished.output, re.MULTILINE))
     assert set(rows) == {"loss", "gradient_norm", "update_norm"}
     for name, row in rows.items():
         now, before = (text.strip() for text in row.split("│"))
-        assert now == before == f"{trainer_process.metrics(trained)[14][name]:.9g}"
+        assert now == before == f"{trainer_process.metrics(trained_run)[14][name]:.9g}"
 
 
 @pytest.fixture(scope="module")
-def answers(trained, tmp_path_factory):
+def answers(trained_run, tmp_path_factory):
     """What `--mode predict --input FILE --output FILE` wrote for the texts."""
     folder = tmp_path_factory.mktemp("answers")
     (folder / "texts.txt").write_text("\n".join(TEXTS) + "\n")
     paths = ("--input", folder / "texts.txt", "--output", folder / "answers.jsonl", "--top_k", 3)
-    finished = run_mode(trained, "predict", *paths)
+    finished = run_mode(trained_run, "predict", *paths)
     assert finished.output == ""
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
@@ -78,8 +71,8 @@ def test_predictions_in_a_file_are_a_line_a_text_and_a_list_a_mask(answers):
             assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) < 1
 
 
-def test_predictions_on_standard_output_are_those_of_the_file(trained, answers):
-    finished = run_mode(trained, "predict", "--top_k", 3, *TEXTS)
+def test_predictions_on_standard_output_are_those_of_the_file(trained_run, answers):
+    finished = run_mode(trained_run, "predict", "--top_k", 3, *TEXTS)
     masks = [candidates for answer in answers for candidates in answer["masks"]]
     lines = [line for line in finished.output.splitlines() if line.startswith("  ")]
     assert [line for line in finished.output.splitlines() if line not in lines] == list(TEXTS)
@@ -88,8 +81,8 @@ def test_predictions_on_standard_output_are_those_of_the_file(trained, answers):
         assert line.endswith(f"  {expected}")
 
 
-def test_an_exported_model_gives_the_answers_of_predict(trained, answers, small_corpus, tmp_path):
-    finished = run_mode(trained, "export", "--output", tmp_path / "exported")
+def test_an_exported_model_gives_the_answers_of_predict(trained_run, answers, small_corpus, tmp_path):
+    finished = run_mode(trained_run, "export", "--output", tmp_path / "exported")
     assert f"exported to {tmp_path / 'exported'}" in finished.output
     # Everything a program needs lies in the folder.
     vocabulary = load_vocabulary(str(tmp_path / "exported" / "assets.extra" / "vocab.txt"))

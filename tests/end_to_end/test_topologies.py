@@ -5,17 +5,6 @@ import shutil
 import pytest
 import trainer_process
 
-REFERENCE = "microbatch=4"  # one device, 4 accumulation steps
-
-
-@pytest.fixture(scope="module")
-def one_device(tiny_gin, tmp_path_factory):
-    """Twenty steps on one device."""
-    folder = tmp_path_factory.mktemp("runs") / "one_device"
-    finished = trainer_process.train(tiny_gin, folder, REFERENCE)
-    assert "global 16 = 1 replica x 4 accumulation x 4 microbatch" in finished.output
-    return folder
-
 
 def assert_same_losses(run_dir, expected_dir):
     for kind, count in (("train", 20), ("eval", 2)):
@@ -27,32 +16,33 @@ def assert_same_losses(run_dir, expected_dir):
         assert ours[step] == pytest.approx(record, rel=1e-5)
 
 
-def test_the_loss_falls(one_device):
-    first, last = (trainer_process.metrics(one_device, "eval")[step]["loss"] for step in (10, 20))
-    assert last < first < trainer_process.losses(one_device)[0]
+def test_the_loss_falls(trained_run):
+    first, last = (trainer_process.metrics(trained_run, "eval")[step]["loss"] for step in (10, 20))
+    assert last < first < trainer_process.losses(trained_run)[0]
 
 
-def test_losses_of_two_logical_devices_equal_one(tiny_gin, one_device, tmp_path):
-    finished = trainer_process.train(tiny_gin, tmp_path / "run", "devices=2", "microbatch=4")
+def test_losses_of_two_logical_devices_equal_one(tiny_gin, trained_run, tmp_path):
+    finished = trainer_process.train(tiny_gin, tmp_path / "run", "devices=2")
     assert "global 16 = 2 replicas x 2 accumulation x 4 microbatch" in finished.output
-    assert_same_losses(tmp_path / "run", one_device)
+    assert_same_losses(tmp_path / "run", trained_run)
 
 
 @pytest.mark.slow  # two processes that start one after another's compilation
-def test_losses_of_two_processes_equal_one(tiny_gin, one_device, tmp_path):
+def test_losses_of_two_processes_equal_one(tiny_gin, trained_run, tmp_path):
     arguments = ["-m", "launch.local", "--processes", "2", "--gin", tiny_gin, "--run_dir", tmp_path / "run"]
-    parameters = ("--gin_param", "microbatch=4", "--gin_param", "devices='all'")
-    finished = trainer_process.run_python(*map(str, arguments), *parameters)
+    finished = trainer_process.run_python(*map(str, arguments), "--gin_param", "devices='all'")
     assert finished.code == 0, finished.text
     assert "global 16 = 2 replicas x 2 accumulation x 4 microbatch" in finished.output
     assert "strategy multi_worker, 2 replicas" in finished.output
-    assert_same_losses(tmp_path / "run", one_device)
+    assert_same_losses(tmp_path / "run", trained_run)
 
 
-def test_a_run_goes_on_with_the_same_losses_on_another_topology(tiny_gin, one_device, tmp_path):
+@pytest.mark.slow  # compiles for another topology
+def test_a_run_goes_on_with_the_same_losses_on_another_topology(tiny_gin, trained_run, tmp_path):
     # What a run that was stopped at step 10 has: the files of the reference without what came later.
-    shutil.copytree(one_device, tmp_path / "run")
-    shutil.rmtree(trainer_process.checkpoint_path(tmp_path / "run", 20))
+    shutil.copytree(trained_run, tmp_path / "run")
+    for step in (15, 20):
+        shutil.rmtree(trainer_process.checkpoint_path(tmp_path / "run", step))
     records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(records[:11]))  # ten steps and an evaluation
     assert trainer_process.last_step(tmp_path / "run") == 10
@@ -60,4 +50,4 @@ def test_a_run_goes_on_with_the_same_losses_on_another_topology(tiny_gin, one_de
     finished = trainer_process.train(tiny_gin, tmp_path / "run", "devices=2", "microbatch=2")
     assert "resumed at step 10 of 20" in finished.output
     assert "global 16 = 2 replicas x 4 accumulation x 2 microbatch" in finished.output
-    assert_same_losses(tmp_path / "run", one_device)
+    assert_same_losses(tmp_path / "run", trained_run)
