@@ -84,7 +84,8 @@ class PreparedStep:
 
     def __call__(self):
         """Does one step, the way the training loop does on a CPU; returns the loss."""
-        return float(self.program.loop(self._iterator, self._one).numpy()[0, self._loss])
+        rows, _ = self.program.loop(self._iterator, self._one)
+        return float(rows.numpy()[0, self._loss])
 
 
 def _token_kinds(vocabulary_size):
