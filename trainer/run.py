@@ -29,6 +29,7 @@ FREE_PARAMETERS = (
     "run.max_skipped_steps",
     "run.watchdog_seconds",
     "encoder.rematerialize",
+    "pretraining.samples",
     "pretraining_data.source",  # a data set may move; its fingerprint may not change, see `Assembly.metadata`
     "pretraining_data.num_parallel_reads",
     "pretraining_data.check",

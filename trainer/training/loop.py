@@ -365,5 +365,9 @@ def train(assembly, console=None, lock=None):
     training = TrainingRun(assembly, console, lock)
     training.train()
     if assembly.task.samples and assembly.cluster.is_chief and console is not None:
-        answers = assembly.task.predict(training.state.model, list(assembly.task.samples), _SAMPLE_ANSWERS)
-        assembly.task.show_predictions(answers, console)
+        try:
+            answers = assembly.task.predict(training.state.model, list(assembly.task.samples), _SAMPLE_ANSWERS)
+        except InputError as error:  # a sample that does not fit must not spoil a run that has finished
+            console.print(f"samples are not shown: {error}", markup=False)
+        else:
+            assembly.task.show_predictions(answers, console)
