@@ -5,7 +5,7 @@ import os
 import pytest
 import tensorflow as tf
 import trainer_process
-from small_data_sets import write_data_set
+from data.small_data_sets import write_data_set
 
 from trainer.training.checkpoints import CheckpointManager
 

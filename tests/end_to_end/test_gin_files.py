@@ -42,7 +42,7 @@ def test_a_shipped_gin_file_parses_and_says_first_what_it_is_for(name):
     config = load_config(files, ["data='anywhere'"], configurables=CONFIGURABLES)
     run = config.call("run")
     assert run.global_batch > 0 and run.steps > 0
-    assert not config.unused()
+    assert not config.unused
     text = (GIN / name).read_text()
     assert text.startswith("# ") and "python -m trainer --gin" in text.partition("\n\n")[0]
 
