@@ -1,11 +1,13 @@
 """Resuming far into a long schedule reads no more than starting: positions are sought, never replayed."""
 
+import hashlib
 import os
+import shutil
 
 import pytest
 import tensorflow as tf
 import trainer_process
-from data.small_data_sets import write_data_set
+from data.small_data_sets import change_manifest, write_data_set
 
 from trainer.training.checkpoints import CheckpointManager
 
@@ -34,8 +36,13 @@ def train_counting(gin, run_dir, data, steps, cache):
 
 @pytest.mark.slow  # two processes that compile
 @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="the kernel does not count the bytes a process reads")
-def test_resuming_at_step_100_000_reads_no_more_data_than_starting_at_0(tiny_gin, tmp_path):
-    manifest = write_data_set(str(tmp_path / "data"), [60_000] * 4, length=16, vocabulary_size=185)
+def test_resuming_at_step_100_000_reads_no_more_data_than_starting_at_0(tiny_gin, small_corpus, tmp_path):
+    vocabulary = (small_corpus / "vocab.txt").read_bytes()
+    size = vocabulary.count(b"\n")
+    manifest = write_data_set(str(tmp_path / "data"), [60_000] * 4, length=16, vocabulary_size=size)
+    shutil.copy(small_corpus / "vocab.txt", tmp_path / "data")
+    digest = hashlib.sha256(vocabulary).hexdigest()
+    change_manifest(str(tmp_path / "data"), manifest, vocabulary_sha256=digest)
     data_bytes = sum(shard.bytes for shard in manifest.splits["train"])
     _, at_start = train_counting(tiny_gin, tmp_path / "near", tmp_path / "data", 4, tmp_path / "cache_near")
 
