@@ -92,13 +92,14 @@ def small_run(
     dtype="float32",
     seed=3,
     examples=random_examples,
-    compile_step=True,
+    compile_step=False,
+    strategy=None,
 ):
-    """Returns a `SmallRun`."""
+    """Returns a `SmallRun`; without XLA unless it is asked for, which saves most of a test's time."""
     task = task or small_task()
     if optimizer is None:
         optimizer = AdamW(learning_rate=LinearSchedule(peak=1e-3, total_steps=100, warmup_steps=5))
-    strategy = strategy_of(replicas)
+    strategy = strategy or strategy_of(replicas)
     batch = divide_batch(global_batch, replicas, global_batch // replicas // accumulation, 1)
     state = create_state(strategy, task, optimizer, seed=seed, dtype=dtype)
     step = TrainStep(strategy, task, optimizer, state, batch, seed=seed, compile_step=compile_step)

@@ -144,10 +144,10 @@ class Encoder(keras.layers.Layer):
             positions = self.position_embeddings(ops.arange(length))[None]
         x = self.word_embeddings(token_ids) + positions + self.type_embeddings(segment_ids)
         x = self.embedding_dropout(self.embedding_norm(x), keys=keys)
-        bias = layers.attention_bias(document_ids, config.confine_attention)
+        visible = layers.visible_tokens(document_ids, config.confine_attention)
         for layer in self.transformer_layers:
             if config.rematerialize:
-                x = keras.remat(lambda x, layer=layer: layer(x, bias, keys=keys))(x)
+                x = keras.remat(lambda x, layer=layer: layer(x, visible, keys=keys))(x)
             else:
-                x = layer(x, bias, keys=keys)
+                x = layer(x, visible, keys=keys)
         return x

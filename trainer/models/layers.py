@@ -9,8 +9,8 @@ from keras import ops
 
 from trainer import randomness
 
-# Added to attention logits (always float32) of positions that may not be seen: exp() of it is zero, and a row in which
-# nothing may be seen, padding, gives a uniform, finite answer instead of NaN.
+# The attention logit (always float32) of what may not be seen: exp() of it is zero, and a row in which nothing may be
+# seen, padding, gives a uniform, finite answer instead of NaN.
 _MASKED = -1e9
 
 
@@ -96,20 +96,21 @@ class TokenEmbedding(keras.layers.Layer):
         return ops.matmul(x, ops.transpose(table))
 
 
-def attention_bias(document_ids, confine):
-    """Returns what is added to attention logits so that padding, and with `confine` other documents, are not seen.
+def visible_tokens(document_ids, confine):
+    """Says which tokens may be attended to: not padding, and with `confine` not those of other documents.
 
     Args:
         document_ids: `[batch, length]` integers, 0 where padded, another number for each document of a packed row.
         confine: whether a token sees only tokens of its own document.
 
     Returns:
-        `[batch, 1, length or 1, length]` float32: 0 where visible, a large negative number elsewhere.
+        `[batch, 1, length or 1, length]` booleans. (Not a number to add: Keras would cast that to the compute dtype of
+        every layer it passes, in which it may overflow.)
     """
     visible = (document_ids != 0)[:, None, :]
     if confine:
         visible = ops.logical_and(visible, document_ids[:, :, None] == document_ids[:, None, :])
-    return ops.where(visible[:, None], 0.0, _MASKED)
+    return visible[:, None]
 
 
 def document_positions(document_ids):
@@ -162,12 +163,12 @@ class SelfAttention(keras.layers.Layer):
         self.output_projection.build(input_shape)
         self.built = True
 
-    def call(self, x, bias, keys=None):
+    def call(self, x, visible, keys=None):
         """Attends.
 
         Args:
             x: `[batch, length, hidden]`.
-            bias: `[batch, 1, length or 1, length]` float32, added to the logits.
+            visible: `[batch, 1, length or 1, length]` booleans, see `visible_tokens`.
             keys: `Keys` of the examples, or None for no dropout.
 
         Returns:
@@ -179,7 +180,7 @@ class SelfAttention(keras.layers.Layer):
         query = ops.transpose(query * self.head_size**-0.5, (0, 2, 1, 3))
         key = ops.transpose(key, (0, 2, 3, 1))
         value = ops.transpose(value, (0, 2, 1, 3))
-        logits = ops.cast(ops.matmul(query, key), "float32") + bias
+        logits = ops.where(visible, ops.cast(ops.matmul(query, key), "float32"), _MASKED)
         probabilities = ops.cast(ops.softmax(logits, axis=-1), x.dtype)
         probabilities = self.dropout(probabilities, keys=keys)
         mixed = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
@@ -250,9 +251,9 @@ class TransformerLayer(keras.layers.Layer):
         self.output_norm.build(input_shape)
         self.built = True
 
-    def call(self, x, bias, keys=None):
-        """Transforms `x` `[batch, length, hidden]`; `bias` and `keys` as in `SelfAttention`."""
-        attended = self.attention_dropout(self.attention(x, bias, keys=keys), keys=keys)
+    def call(self, x, visible, keys=None):
+        """Transforms `x` `[batch, length, hidden]`; `visible` and `keys` as in `SelfAttention`."""
+        attended = self.attention_dropout(self.attention(x, visible, keys=keys), keys=keys)
         x = self.attention_norm(x + attended)
         transformed = self.output_projection(self.activation(self.intermediate(x)))
         return self.output_norm(x + self.output_dropout(transformed, keys=keys))
