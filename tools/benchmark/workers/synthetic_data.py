@@ -14,7 +14,7 @@ def write_data_set(folder, *, rows, length, vocabulary_size):
     """Writes a data set of full rows, in eight shards and without held-out rows.
 
     Args:
-        folder: where; an empty folder.
+        folder: where; is made.
         rows: number of rows.
         length: tokens in a row.
         vocabulary_size: number of token ids.
@@ -26,6 +26,7 @@ def write_data_set(folder, *, rows, length, vocabulary_size):
     from trainer.data.manifests import Manifest, Shard
     from trainer.data.records import NO_LABEL, RowFormat, encode_rows, frame_records
 
+    storage.make_folder(folder)
     pieces = [*_SPECIAL_TOKENS, *(f"piece{number}" for number in range(vocabulary_size - len(_SPECIAL_TOKENS)))]
     vocabulary = "".join(f"{piece}\n" for piece in pieces).encode()
     storage.write_bytes(storage.join(folder, "vocab.txt"), vocabulary)
