@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import rich.console
 
 from tools.benchmark import __main__ as program
 from tools.benchmark import accumulation, checkpoint, processes, reader, rounds, startup, step
 from tools.benchmark.peers import protocol
 from tools.benchmark.settings import Settings
+from tools.benchmark.tables import show
 from trainer.errors import InputError, TrainingFailed
 
 TINY = {
@@ -72,6 +74,16 @@ def test_ratio_by_cpu_is_of_processor_seconds_per_step():
     findings = step_findings(ours=[[1.0, 1.0]], peer=[[2.0]], product=[[0.5]])
     assert findings.numbers["systems"]["keras_hub"]["ours_against_it_by_cpu"] == [1.0]  # 2 seconds a step in each
     assert findings.numbers["share_of_matrix_product_by_cpu"] == [3.0]  # three times the operations in the same seconds
+
+
+def test_numbers_are_whole_on_a_narrow_terminal():
+    console = rich.console.Console(width=80, record=True)
+    findings = step_findings(ours=[[1.001], [1.0]], peer=[[12.34567], [12.34567]], product=[[0.2], [0.2]])
+    show(findings, console)
+    assert "12.33-12.35" in console.export_text()
+    show(reader.summarize(Settings(), {name: [123456.0, 234567.0] for name in reader.READERS}), console)
+    text = console.export_text()
+    assert "against bare" in text and "1.00 to 1.00" in text and "179,012" in text
 
 
 def test_absent_peer_is_told_and_the_others_are_measured():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import rich.box
 import rich.table
 
 
@@ -31,9 +32,10 @@ def show(findings, console):
         findings: `Findings`.
         console: `rich.console.Console`.
     """
-    table = rich.table.Table(title=findings.title, title_justify="left", title_style="bold")
+    # Few lines, so that everything fits 80 columns; where it does not, names are folded, never numbers.
+    table = rich.table.Table(title=findings.title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
     for number, column in enumerate(findings.columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
     for row in findings.rows:
         table.add_row(*row)
     console.print(table)
