@@ -80,7 +80,8 @@ def test_numbers_are_whole_on_a_narrow_terminal():
     console = rich.console.Console(width=80, record=True)
     findings = step_findings(ours=[[1.001], [1.0]], peer=[[12.34567], [12.34567]], product=[[0.2], [0.2]])
     show(findings, console)
-    assert "12.33-12.35" in console.export_text()
+    text = console.export_text()
+    assert "12.33-12.35" in text and step.OURS in text and "keras_hub" in text
     show(reader.summarize(Settings(), {name: [123456.0, 234567.0] for name in reader.READERS}), console)
     text = console.export_text()
     assert "against bare" in text and "1.00 to 1.00" in text and "179,012" in text

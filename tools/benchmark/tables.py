@@ -33,7 +33,14 @@ def show(findings, console):
         console: `rich.console.Console`.
     """
     # Few lines, so that everything fits 80 columns; where it does not, names are folded, never numbers.
-    table = rich.table.Table(title=findings.title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(
+        title=findings.title,
+        title_justify="left",
+        title_style="bold",
+        box=rich.box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for number, column in enumerate(findings.columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
     for row in findings.rows:
