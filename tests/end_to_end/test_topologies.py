@@ -21,6 +21,7 @@ def test_the_loss_falls(trained_run):
     assert last < first < trainer_process.losses(trained_run)[0]
 
 
+@pytest.mark.slow  # compiles for two devices
 def test_losses_of_two_logical_devices_equal_one(tiny_gin, trained_run, tmp_path):
     finished = trainer_process.train(tiny_gin, tmp_path / "run", "devices=2")
     assert "global 16 = 2 replicas x 2 accumulation x 4 microbatch" in finished.output
