@@ -36,6 +36,15 @@ def test_a_first_ctrl_c_requests_a_stop_without_an_exception():
     assert "press Ctrl-C again to exit at once" in reports[0]
 
 
+@pytest.fixture
+def python_handles_interrupts():
+    """Python's own handler, which is not there where tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_interrupts")
 def test_handlers_are_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Interruption():
