@@ -5,8 +5,9 @@ import sys
 
 from trainer.environment import import_tensorflow_quietly
 
-if __name__ == "__main__":  # worker processes import this module under another name
-    import_tensorflow_quietly(os.environ)
+import_tensorflow_quietly(os.environ)  # here, and in worker processes, which import this module under another name
+
+if __name__ == "__main__":
     from trainer.main import main
 
     sys.exit(main())

@@ -251,7 +251,7 @@ def load_initial_weights(path, state):
         the step of the checkpoint.
 
     Raises:
-        InputError: if there is no such checkpoint or it is of another model.
+        InputError: if there is no such checkpoint, or it is damaged or of another model.
     """
     folder, step = checkpoint_location(path)
     manager = CheckpointManager(folder, {}, is_chief=False)
@@ -259,7 +259,8 @@ def load_initial_weights(path, state):
     if not steps or (step is not None and step not in steps):
         raise InputError(f"initial_weights {path!r} holds no checkpoint" + (f" of step {step}" if step else ""))
     step = steps[-1] if step is None else step
-    manager.verify(step)
+    if reason := manager.verify(step):
+        raise InputError(f"initial_weights: the checkpoint {manager.path(step)} is damaged: {reason}")
     checkpoint_content.read_into(
         checkpoint_content.flatten({"weights": state.checkpoint_variables()["weights"]}),
         manager.prefix(step),

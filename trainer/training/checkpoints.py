@@ -119,16 +119,20 @@ class CheckpointManager:
             step: optimizer steps done.
             wait: whether to return only when the checkpoint is committed.
 
+        Returns:
+            Whether there was something to save: not on other hosts than the chief, nor for the step that was restored
+            or saved last.
+
         Raises:
             StorageFailed: with `wait`, if it could not be written.
         """
         step = int(step)
         if not self._is_chief:
-            return
+            return False
         started = time.perf_counter()
         self._join()
         if step == self._in_hand:
-            return
+            return False
         waited = time.perf_counter()
         snapshot = checkpoint_content.copy_to_host(self._variables)
         manifest = {
@@ -150,6 +154,7 @@ class CheckpointManager:
             self._write(step, snapshot, manifest, times)
         if wait:
             self.wait()
+        return True
 
     @property
     def saving(self):

@@ -119,7 +119,6 @@ class TrainingRun:
             self.cluster.strategy, self.task, self.state.model, self.batch, compile_step=self.run.compile_step
         )
         self._evaluated = False
-        self._saved_step = None
 
     def train(self):
         """Runs to the last step.
@@ -188,7 +187,6 @@ class TrainingRun:
                 self.checkpoints.restore(step)
         if step is not None:
             self._check_data(step)
-            self._saved_step = step
             self.telemetry.note(f"resumed at step {step} of {self.run.steps} from {self.checkpoints.path(step)}")
             return step
         if self.run.initial_weights:
@@ -290,16 +288,13 @@ class TrainingRun:
                 )
 
     def _save(self, step, wait=False):
-        if step == self._saved_step:
-            return
         self.telemetry.state("saving")
         if self.lock is not None:
             self.lock.check()
         self.directory.flush()  # the trail of metrics must not lag behind the checkpoint
         began = time.perf_counter()
-        self.checkpoints.save(step, wait=wait)
-        self._saved_step = step
-        self.telemetry.saved(time.perf_counter() - began)
+        if self.checkpoints.save(step, wait=wait):
+            self.telemetry.saved(time.perf_counter() - began)
 
     def _stop(self, progress, interruption):
         """Saves and ends because this process, or another, was asked to stop."""
