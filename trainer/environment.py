@@ -7,14 +7,13 @@ import platform
 from importlib import metadata
 
 
-def _processor():
-    """Returns a short text that differs between processors whose compiled code must not be mixed."""
+def _processor_features():
+    """Returns the line in which the system lists what the processor can do."""
     try:
         with open("/proc/cpuinfo") as file:
-            kind = next((line for line in file if line.startswith(("flags", "Features"))), "")
+            return next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
-        kind = platform.processor()
-    return hashlib.sha256(kind.encode()).hexdigest()[:12]
+        return platform.processor()
 
 
 def _tensorflow_version():
@@ -29,11 +28,24 @@ def _tensorflow_version():
 def compilation_cache_folder(environment):
     """Returns where compiled programs are kept between runs: one folder a TensorFlow version and kind of processor."""
     cache = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "bert-trainer", "xla", f"tensorflow-{_tensorflow_version()}-{_processor()}")
+    processor = hashlib.sha256(_processor_features().encode()).hexdigest()[:12]
+    return os.path.join(cache, "bert-trainer", "xla", f"tensorflow-{_tensorflow_version()}-{processor}")
+
+
+def prefer_wide_vectors(environment):
+    """Has XLA use vectors of 512 bits on the CPU where there are any: it would use 256, which is slower.
+
+    Args:
+        environment: `os.environ`, changed in place unless the person has chosen.
+    """
+    flags = environment.get("XLA_FLAGS", "").strip()
+    chosen = "xla_cpu_prefer_vector_width" in flags or (flags and not flags.startswith("--"))  # the latter names a file
+    if not chosen and "avx512f" in _processor_features().split():
+        environment["XLA_FLAGS"] = f"{flags} --xla_cpu_prefer_vector_width=512".strip()
 
 
 def prepare_environment(environment):
-    """Sets what TensorFlow should find, unless the person has set it: fewer log lines, and compiled programs kept.
+    """Sets what TensorFlow should find, unless the person has set it: fast, few log lines, compiled programs kept.
 
     Args:
         environment: `os.environ`, changed in place.
@@ -41,6 +53,7 @@ def prepare_environment(environment):
     environment.setdefault("KERAS_BACKEND", "tensorflow")
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     environment.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    prefer_wide_vectors(environment)
     flags = environment.get("TF_XLA_FLAGS", "")
     if "persistent_cache" not in flags:
         folder = compilation_cache_folder(environment)

@@ -4,13 +4,16 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from trainer import randomness
+from trainer.models.costs import forward_flops
 from trainer.models.encoder import Encoder, EncoderConfig, padded_vocabulary_size
-from trainer.models.heads import MaskedLanguageModelHead, SentencePairHead
-from trainer.models.layers import document_positions
+from trainer.models.heads import MaskedLanguageModelHead
+from trainer.models.layers import document_positions, gather_positions
 from trainer.optimizers.parameters import parameters_of
+from trainer.tasks.pretraining import PretrainingModel
 
 CONFIG = EncoderConfig(hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, max_length=16)
 VOCABULARY = 50
@@ -144,7 +147,8 @@ def test_the_padding_of_the_vocabulary_is_never_predicted():
     head = MaskedLanguageModelHead(encoder)
     head.build()
     ids, segments, documents = _rows()
-    logits = ops.convert_to_numpy(head(encoder(ids, segments, documents), np.array([[1, 2], [3, 4], [1, 1]])))
+    positions = np.array([[1, 2], [3, 4], [1, 1]])
+    logits = ops.convert_to_numpy(head(encoder(ids, segments, documents, positions=positions)))
     assert logits.shape == (3, 2, padded_vocabulary_size(VOCABULARY)) == (3, 2, 128)
     assert logits[:, :, VOCABULARY:].max() < -1e8
     assert np.abs(logits[:, :, :VOCABULARY]).max() < 100
@@ -162,16 +166,56 @@ def test_roles_are_those_of_the_layers():
     assert {p.name.rsplit("/", 1)[-1]: p.role for p in parameters_of(head)}["output_bias"] == "bias"
 
 
-def test_the_pair_head_reads_the_first_token():
-    encoder = _encoder()
-    head = SentencePairHead(encoder)
-    head.build()
-    hidden = np.random.default_rng(0).normal(size=(4, 10, 12)).astype(np.float32)
-    logits = ops.convert_to_numpy(head(hidden))
-    other = hidden.copy()
-    other[:, 1:] = 0
-    np.testing.assert_array_equal(logits, ops.convert_to_numpy(head(other)))
-    assert logits.shape == (4, 2)
+def test_the_model_asks_the_encoder_for_what_its_heads_read():
+    model = PretrainingModel(CONFIG, VOCABULARY, pairs=True, seed=1)
+    model.build()
+    ids, segments, documents = _rows()
+    positions = np.array([[1, 2], [3, 4], [1, 1]])
+    tokens, pairs = (ops.convert_to_numpy(logits) for logits in model(ids, segments, documents, positions))
+    hidden = model.encoder(ids, segments, documents)
+    np.testing.assert_allclose(pairs, ops.convert_to_numpy(model.pair_head(hidden[:, 0])), rtol=1e-5, atol=1e-6)
+    wanted = np.take_along_axis(ops.convert_to_numpy(hidden), positions[:, :, None], axis=1)
+    np.testing.assert_allclose(tokens, ops.convert_to_numpy(model.token_head(wanted)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("confine", [True, False])
+@pytest.mark.parametrize("rematerialize", [True, False])
+def test_hidden_states_at_positions_are_those_of_whole_rows(confine, rematerialize):
+    encoder = _encoder(confine_attention=confine, rematerialize=rematerialize)
+    rows = [ops.convert_to_tensor(part) for part in _rows()]
+    positions = np.array([[0, 3, 9], [5, 4, 4], [0, 1, 5]])
+    seen = np.random.default_rng(2).normal(size=(3, 3, 12)).astype(np.float32)
+    with tf.GradientTape(persistent=True) as tape:
+        some = encoder(*rows, positions=ops.convert_to_tensor(positions))
+        those = gather_positions(encoder(*rows), positions)
+        loss, other_loss = tf.reduce_sum(some * seen), tf.reduce_sum(those * seen)
+    np.testing.assert_allclose(some.numpy(), those.numpy(), rtol=1e-5, atol=1e-6)
+    variables = [variable.value for variable in encoder.trainable_variables]
+    for name, one, other in zip(
+        (variable.path for variable in encoder.trainable_variables),
+        tape.gradient(loss, variables),
+        tape.gradient(other_loss, variables),
+        strict=True,
+    ):
+        np.testing.assert_allclose(tf.convert_to_tensor(one), tf.convert_to_tensor(other), atol=1e-5, err_msg=name)
+
+
+def test_the_cost_formula_counts_the_products_of_the_graph():
+    model = PretrainingModel(CONFIG, VOCABULARY, pairs=False, seed=1)
+    model.build()
+    length, predictions, batch = 16, 3, 2
+    rows = tf.TensorSpec([batch, length], tf.int32)
+    graph = tf.function(model.call).get_concrete_function(
+        rows, rows, rows, tf.TensorSpec([batch, predictions], tf.int32)
+    )
+    operations = 0
+    for operation in graph.graph.get_operations():
+        if operation.type in ("MatMul", "BatchMatMulV2"):
+            transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+            contracted = operation.inputs[0].shape[-2 if transposed else -1]
+            operations += 2 * contracted * operation.outputs[0].shape.num_elements()
+    expected = forward_flops(CONFIG, length=length, predictions=predictions, vocabulary_size=VOCABULARY)
+    assert operations == batch * sum(expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The encoder: token ids in, hidden states out."""
 
 import dataclasses
+import functools
 
 import keras
 from keras import ops
@@ -120,17 +121,21 @@ class Encoder(keras.layers.Layer):
             layer.build(hidden)
         self.built = True
 
-    def call(self, token_ids, segment_ids, document_ids, keys=None):
+    def call(self, token_ids, segment_ids, document_ids, positions=None, keys=None):
         """Encodes rows.
+
+        Of the last layer only what is asked for is computed: keys and values of all tokens, everything else of those at
+        `positions`.
 
         Args:
             token_ids: `[batch, length]` integers.
             segment_ids: `[batch, length]` integers below `type_vocabulary_size`.
             document_ids: `[batch, length]` integers: 0 for padding, another number for each document of the row.
+            positions: `[batch, positions]` integers: the tokens whose hidden states are wanted; None for all.
             keys: `Keys` of the examples, or None for no dropout.
 
         Returns:
-            `[batch, length, hidden]` in the compute dtype.
+            `[batch, length, hidden]` in the compute dtype, or `[batch, positions, hidden]` with `positions`.
         """
         config = self.config
         length = token_ids.shape[1]
@@ -139,15 +144,18 @@ class Encoder(keras.layers.Layer):
                 f"rows have {length} tokens but encoder.max_length is {config.max_length}: raise it, or prepare shorter rows"
             )
         if config.confine_attention:
-            positions = self.position_embeddings(layers.document_positions(document_ids))
+            places = self.position_embeddings(layers.document_positions(document_ids))
         else:
-            positions = self.position_embeddings(ops.arange(length))[None]
-        x = self.word_embeddings(token_ids) + positions + self.type_embeddings(segment_ids)
+            places = self.position_embeddings(ops.arange(length))[None]
+        x = self.word_embeddings(token_ids) + places + self.type_embeddings(segment_ids)
         x = self.embedding_dropout(self.embedding_norm(x), keys=keys)
         visible = layers.visible_tokens(document_ids, config.confine_attention)
         for layer in self.transformer_layers:
-            if config.rematerialize:
-                x = keras.remat(lambda x, layer=layer: layer(x, visible, keys=keys))(x)
-            else:
-                x = layer(x, visible, keys=keys)
+            call = functools.partial(layer, visible=visible, keys=keys)
+            if positions is not None and layer is self.transformer_layers[-1]:
+                rows = (
+                    layers.gather_positions(visible[:, 0], positions)[:, None] if config.confine_attention else visible
+                )
+                call = functools.partial(layer, visible=rows, positions=positions, keys=keys)
+            x = keras.remat(call)(x) if config.rematerialize else call(x)
         return x

@@ -7,21 +7,8 @@ from keras import ops
 from trainer.models import layers
 
 
-def gather_positions(hidden, positions):
-    """Returns the hidden states at some positions.
-
-    Args:
-        hidden: `[batch, length, hidden]`.
-        positions: `[batch, positions]` integers.
-
-    Returns:
-        `[batch, positions, hidden]`.
-    """
-    return ops.take_along_axis(hidden, positions[:, :, None], axis=1)
-
-
 class MaskedLanguageModelHead(keras.layers.Layer):
-    """Predicts tokens at the masked positions only, with the word embeddings as output matrix (Devlin et al. 2018).
+    """Predicts tokens, with the word embeddings as output matrix (Devlin et al. 2018).
 
     Args:
         encoder: the `Encoder` whose word embeddings are shared.
@@ -53,18 +40,17 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         self.output_bias = self.add_weight(name="output_bias", shape=(self._shared[0].input_dim,), initializer="zeros")
         self.built = True
 
-    def call(self, hidden, positions):
+    def call(self, hidden):
         """Returns float32 logits over the padded vocabulary, minus infinity in effect beyond the true one.
 
         Args:
-            hidden: `[batch, length, hidden]`.
-            positions: `[batch, positions]` integers.
+            hidden: `[batch, positions, hidden]`, of the tokens to predict.
 
         Returns:
             `[batch, positions, padded_vocabulary]`.
         """
         table = self._shared[0]
-        x = self.norm(self.activation(self.transform(gather_positions(hidden, positions))))
+        x = self.norm(self.activation(self.transform(hidden)))
         beyond = np.where(np.arange(table.input_dim) < self.vocabulary_size, 0, -1e9).astype("float32")
         bias = ops.cast(ops.convert_to_tensor(self.output_bias), "float32") + beyond
         return ops.cast(table.logits(x), "float32") + bias
@@ -99,5 +85,5 @@ class SentencePairHead(keras.layers.Layer):
         self.built = True
 
     def call(self, hidden):
-        """Returns float32 logits `[batch, num_classes]` for hidden states `[batch, length, hidden]`."""
-        return ops.cast(self.classifier(self.pooler(hidden[:, 0])), "float32")
+        """Returns float32 logits `[batch, num_classes]` for the first token's hidden states `[batch, hidden]`."""
+        return ops.cast(self.classifier(self.pooler(hidden)), "float32")

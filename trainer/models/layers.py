@@ -128,6 +128,19 @@ def document_positions(document_ids):
     return ops.sum(ops.cast(same, "int32"), axis=2)
 
 
+def gather_positions(hidden, positions):
+    """Returns the hidden states at some positions.
+
+    Args:
+        hidden: `[batch, length, hidden]`.
+        positions: `[batch, positions]` integers.
+
+    Returns:
+        `[batch, positions, hidden]`.
+    """
+    return ops.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
 class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention; queries, keys and values come from one matrix product.
 
@@ -163,20 +176,36 @@ class SelfAttention(keras.layers.Layer):
         self.output_projection.build(input_shape)
         self.built = True
 
-    def call(self, x, visible, keys=None):
+    def _project(self, x, first, last):
+        """Returns parts `first` to `last` of query, key and value, each `[batch, length, heads, head_size]`."""
+        if (first, last) == (0, 3):
+            projected = self.query_key_value(x)
+        else:
+            columns = slice(first * self.hidden_size, last * self.hidden_size)
+            kernel = ops.convert_to_tensor(self.query_key_value.kernel)[:, columns]
+            bias = ops.convert_to_tensor(self.query_key_value.bias)[columns]
+            projected = ops.matmul(x, ops.cast(kernel, x.dtype)) + ops.cast(bias, x.dtype)
+        projected = ops.reshape(projected, (-1, x.shape[1], last - first, self.num_heads, self.head_size))
+        return [projected[:, :, i] for i in range(last - first)]
+
+    def call(self, x, visible, positions=None, keys=None):
         """Attends.
 
         Args:
             x: `[batch, length, hidden]`.
-            visible: `[batch, 1, length or 1, length]` booleans, see `visible_tokens`.
+            visible: `[batch, 1, queries or 1, length]` booleans, see `visible_tokens`.
+            positions: `[batch, queries]` integers: the tokens that attend; None for all.
             keys: `Keys` of the examples, or None for no dropout.
 
         Returns:
-            `[batch, length, hidden]`.
+            `[batch, queries, hidden]`.
         """
-        length = x.shape[1]
-        projected = ops.reshape(self.query_key_value(x), (-1, length, 3, self.num_heads, self.head_size))
-        query, key, value = (projected[:, :, i] for i in range(3))
+        if positions is None:
+            query, key, value = self._project(x, 0, 3)
+        else:
+            (query,) = self._project(gather_positions(x, positions), 0, 1)
+            key, value = self._project(x, 1, 3)
+        queries = query.shape[1]
         query = ops.transpose(query * self.head_size**-0.5, (0, 2, 1, 3))
         key = ops.transpose(key, (0, 2, 3, 1))
         value = ops.transpose(value, (0, 2, 1, 3))
@@ -184,7 +213,7 @@ class SelfAttention(keras.layers.Layer):
         probabilities = ops.cast(ops.softmax(logits, axis=-1), x.dtype)
         probabilities = self.dropout(probabilities, keys=keys)
         mixed = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
-        return self.output_projection(ops.reshape(mixed, (-1, length, self.hidden_size)))
+        return self.output_projection(ops.reshape(mixed, (-1, queries, self.hidden_size)))
 
 
 class TransformerLayer(keras.layers.Layer):
@@ -251,9 +280,19 @@ class TransformerLayer(keras.layers.Layer):
         self.output_norm.build(input_shape)
         self.built = True
 
-    def call(self, x, visible, keys=None):
-        """Transforms `x` `[batch, length, hidden]`; `visible` and `keys` as in `SelfAttention`."""
-        attended = self.attention_dropout(self.attention(x, visible, keys=keys), keys=keys)
+    def call(self, x, visible, positions=None, keys=None):
+        """Transforms `x` `[batch, length, hidden]`.
+
+        Args:
+            x: `[batch, length, hidden]`.
+            visible, positions, keys: as in `SelfAttention`.
+
+        Returns:
+            `[batch, length, hidden]`, or `[batch, queries, hidden]` with `positions`.
+        """
+        attended = self.attention_dropout(self.attention(x, visible, positions=positions, keys=keys), keys=keys)
+        if positions is not None:
+            x = gather_positions(x, positions)
         x = self.attention_norm(x + attended)
         transformed = self.output_projection(self.activation(self.intermediate(x)))
         return self.output_norm(x + self.output_dropout(transformed, keys=keys))

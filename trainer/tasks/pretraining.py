@@ -44,9 +44,12 @@ class PretrainingModel(keras.layers.Layer):
 
     def call(self, token_ids, segment_ids, document_ids, positions, keys=None):
         """Returns token logits `[batch, slots, padded_vocabulary]` and pair logits `[batch, 2]` or None, in float32."""
-        hidden = self.encoder(token_ids, segment_ids, document_ids, keys=keys)
-        pair_logits = self.pair_head(hidden) if self.pair_head is not None else None
-        return self.token_head(hidden, positions), pair_logits
+        if self.pair_head is None:
+            hidden = self.encoder(token_ids, segment_ids, document_ids, positions=positions, keys=keys)
+            return self.token_head(hidden), None
+        wanted = ops.pad(positions, ((0, 0), (1, 0)))  # the first token, too
+        hidden = self.encoder(token_ids, segment_ids, document_ids, positions=wanted, keys=keys)
+        return self.token_head(hidden[:, 1:]), self.pair_head(hidden[:, 0])
 
 
 def cross_entropy(logits, labels):

@@ -7,6 +7,7 @@ import tempfile
 import numpy as np
 
 from tools.benchmark.peers import protocol
+from trainer.environment import prefer_wide_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,7 @@ def _token_kinds(vocabulary_size):
 def prepare(settings):
     """See `protocol.serve`."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    prefer_wide_vectors(os.environ)  # as a run does
     import keras
     import tensorflow as tf
 
