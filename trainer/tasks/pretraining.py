@@ -58,8 +58,11 @@ def cross_entropy(logits, labels):
 
 
 def correct(logits, labels):
-    """Returns 1.0 where the greatest logit is the label's, else 0.0."""
-    return ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == labels, "float32")
+    """Returns 1.0 where no logit is greater than the label's, else 0.0; shapes as in `cross_entropy`."""
+    rows = ops.reshape(logits, (-1, logits.shape[-1]))  # as in the loss, so that both share the maximum
+    labelled = ops.take_along_axis(rows, ops.reshape(labels, (-1, 1)), axis=1)
+    right = ops.cast(labelled >= ops.max(rows, axis=1, keepdims=True), "float32")
+    return ops.reshape(right, ops.shape(labels))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
