@@ -6,6 +6,8 @@ import os
 import platform
 from importlib import metadata
 
+_CACHED_PROGRAMS = 1000  # of half a megabyte to some megabytes each
+
 
 def _processor_features():
     """Returns the line in which the system lists what the processor can do."""
@@ -30,6 +32,13 @@ def compilation_cache_folder(environment):
     cache = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     processor = hashlib.sha256(_processor_features().encode()).hexdigest()[:12]
     return os.path.join(cache, "bert-trainer", "xla", f"tensorflow-{_tensorflow_version()}-{processor}")
+
+
+def _forget_oldest(folder):
+    """Removes the oldest files of a cache that grows with every program."""
+    files = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in files[_CACHED_PROGRAMS:]:
+        os.unlink(entry.path)
 
 
 def prefer_wide_vectors(environment):
@@ -59,6 +68,7 @@ def prepare_environment(environment):
         folder = compilation_cache_folder(environment)
         try:
             os.makedirs(folder, exist_ok=True)
+            _forget_oldest(folder)
         except OSError:
             return  # a home that cannot be written to: compile every time
         own = f"--tf_xla_persistent_cache_directory={folder}"

@@ -14,11 +14,9 @@ from trainer.plan import make_plan, show_plan
 from trainer.replay import replay_step, show_replay
 from trainer.run import assemble
 from trainer.training.checkpoints import CheckpointManager
-from trainer.training.evaluation import EvaluationStep
 from trainer.training.loop import evaluate, train
 from trainer.training.run_directory import RunDirectory
 from trainer.training.run_lock import RunLock
-from trainer.training.state import create_state
 
 
 def run_mode(arguments, config):
@@ -94,8 +92,7 @@ def _restored(arguments, config, run, console):
 
 
 def _fresh(assembly, report):
-    run = assembly.run
-    state = create_state(assembly.cluster.strategy, assembly.task, run.optimizer, seed=run.seed, dtype=run.precision)
+    state = assembly.new_state()
     manager = CheckpointManager(
         assembly.directory.checkpoints_path, state.checkpoint_variables(), is_chief=False, report=report
     )
@@ -105,12 +102,9 @@ def _fresh(assembly, report):
 def _evaluate(arguments, config, run):
     console = _console()
     assembly, state, step = _restored(arguments, config, run, console)
-    program = EvaluationStep(
-        assembly.cluster.strategy, assembly.task, state.model, assembly.batch, compile_step=run.compile_step
-    )
-    metrics = evaluate(assembly, program)
-    if not metrics:
+    if not assembly.task.has_evaluation:
         raise InputError("the data has no held-out examples to evaluate on")
+    metrics = evaluate(assembly, assembly.evaluation_step(state))
     if assembly.cluster.is_chief:
         console.print(f"evaluation at step {step}", markup=False)
         for name, value in metrics.items():

@@ -8,11 +8,10 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
+from trainer.amounts import byte_count, duration, quantity
 from trainer.distribution import create_cluster
-from trainer.run import PRECISIONS, assemble, training_iterator
+from trainer.run import PRECISIONS, assemble
 from trainer.training.run_directory import RunDirectory
-from trainer.training.state import create_state
-from trainer.training.step import TrainStep
 
 _MEASURED_STEPS = 4
 
@@ -60,7 +59,7 @@ def make_plan(arguments, config, run, report):
         directory = RunDirectory(arguments.run_dir or scratch, is_chief=False)
         assembly = assemble(run, config, cluster, directory, report)
         task, batch = assembly.task, assembly.batch
-        state = create_state(cluster.strategy, task, run.optimizer, seed=run.seed, dtype=run.precision)
+        state = assembly.new_state()
         parameters = _parts(state.parameters)
         total = sum(parameters.values())
         compute_bytes = PRECISIONS[run.precision]
@@ -79,62 +78,27 @@ def make_plan(arguments, config, run, report):
             ("examples", f"{run.steps * run.global_batch:,}"),
             ("tokens, padding included", f"{run.steps * run.global_batch * task.tokens_per_example:,}"),
             *task.describe_data(run.steps * run.global_batch),
-            ("model operations", f"{_quantity(flops)}FLOP a step, {_quantity(flops * run.steps)}FLOP in all"),
+            ("model operations", f"{quantity(flops)}FLOP a step, {quantity(flops * run.steps)}FLOP in all"),
         ]
         if arguments.measure:
             first, seconds = _measure(assembly, state)
             lines += [
-                ("measured step", f"{seconds:.3f} s, {_quantity(flops / seconds)}FLOP/s; compilation {first:.0f} s"),
-                ("estimated time", _duration(seconds * run.steps + first)),
+                ("measured step", f"{seconds:.3f} s, {quantity(flops / seconds)}FLOP/s; compilation {first:.0f} s"),
+                ("estimated time", duration(seconds * run.steps + first)),
             ]
         return Plan(lines, parameters, memory)
 
 
 def _measure(assembly, state):
     """Returns the seconds of the first step and of each following one; nothing of it is kept."""
-    run = assembly.run
-    step = TrainStep(
-        assembly.cluster.strategy,
-        assembly.task,
-        run.optimizer,
-        state,
-        assembly.batch,
-        seed=run.seed,
-        compile_step=run.compile_step,
-    )
-    iterator = training_iterator(assembly, 0)
+    step = assembly.train_step(state)
+    iterator = assembly.training_iterator(0)
     times = []
     for _ in range(1 + _MEASURED_STEPS):
         began = time.perf_counter()
         step.loop(iterator, tf.constant(1))[0].numpy()
         times.append(time.perf_counter() - began)
     return times[0], float(np.median(times[1:]))
-
-
-def _quantity(number):
-    for name, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g} {name}"
-    return f"{number:.3g} "
-
-
-def _bytes(number):
-    for name, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if number >= size:
-            return f"{number / size:.1f} {name}"
-    return f"{number:.0f} B"
-
-
-def _duration(seconds):
-    hours, seconds = divmod(int(seconds), 3600)
-    days, hours = divmod(hours, 24)
-    return (
-        f"{days} d {hours} h"
-        if days
-        else f"{hours} h {seconds // 60} min"
-        if hours
-        else f"{seconds // 60} min {seconds % 60} s"
-    )
 
 
 def show_plan(plan, console):
@@ -152,7 +116,7 @@ def show_plan(plan, console):
     console.print(table)
     for title, rows, show in (
         ("parameters", plan.parameters, "{:,}".format),
-        ("memory of one replica, estimated", plan.memory, _bytes),
+        ("memory of one replica, estimated", plan.memory, byte_count),
     ):
         table = Table(show_header=False, title=title, title_justify="left", show_footer=True)
         table.add_column(footer="total")

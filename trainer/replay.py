@@ -7,9 +7,8 @@ import tensorflow as tf
 from rich.table import Table
 
 from trainer.errors import InputError
-from trainer.run import load_initial_weights, training_iterator
+from trainer.run import load_initial_weights
 from trainer.training.run_directory import read_metrics
-from trainer.training.step import TrainStep
 
 _SHOWN = 8
 _SHOWN_CHARACTERS = 200
@@ -66,16 +65,8 @@ def replay_step(assembly, state, manager, step, report=print):
     report(
         f"replaying step {step} from step {start}" + (f": {step - 1 - start} steps lie between" * (step - 1 > start))
     )
-    train_step = TrainStep(
-        cluster.strategy,
-        assembly.task,
-        run.optimizer,
-        state,
-        assembly.batch,
-        seed=run.seed,
-        compile_step=run.compile_step,
-    )
-    iterator = training_iterator(assembly, start)
+    train_step = assembly.train_step(state)
+    iterator = assembly.training_iterator(start)
     if step - 1 > start:
         train_step.loop(iterator, tf.constant(step - 1 - start))
     examples = next(iterator)

@@ -1,7 +1,10 @@
 """A run: what a person chooses, and the pieces that follow from it."""
 
 import dataclasses
+import os
 import subprocess
+
+import tensorflow as tf
 
 from trainer import storage
 from trainer.distribution import BatchArithmetic, Cluster, divide_batch
@@ -9,7 +12,10 @@ from trainer.errors import InputError
 from trainer.tasks.task import Task
 from trainer.training import checkpoint_content
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.evaluation import EvaluationStep
 from trainer.training.run_directory import RunDirectory
+from trainer.training.state import create_state
+from trainer.training.step import TrainStep
 
 PRECISIONS = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 
@@ -133,23 +139,86 @@ class Assembly:
             "batch": str(self.batch),
         }
 
+    def new_state(self):
+        """Builds the model and the optimizer's slots; returns the `TrainState` at step 0."""
+        run = self.run
+        return create_state(self.cluster.strategy, self.task, run.optimizer, seed=run.seed, dtype=run.precision)
+
+    def train_step(self, state):
+        """Returns the `TrainStep` that trains a state."""
+        run, strategy = self.run, self.cluster.strategy
+        return TrainStep(
+            strategy, self.task, run.optimizer, state, self.batch, seed=run.seed, compile_step=run.compile_step
+        )
+
+    def evaluation_step(self, state):
+        """Returns the `EvaluationStep` of a state's model."""
+        strategy = self.cluster.strategy
+        return EvaluationStep(strategy, self.task, state.model, self.batch, compile_step=self.run.compile_step)
+
+    def training_iterator(self, step, *, placeholder=False):
+        """Returns the iterator over training examples from a step on; reaching any step costs the same.
+
+        Args:
+            step: optimizer steps done.
+            placeholder: whether to give an iterator over zeros of the same types, which reads nothing.
+        """
+
+        def make(host, num_hosts):
+            return self.task.training_dataset(
+                seed=self.run.seed,
+                start_step=step,
+                global_batch=self.run.global_batch,
+                rows_per_element=self.batch.rows_per_replica,
+                host=host,
+                num_hosts=num_hosts,
+            )
+
+        return _distributed_iterator(self.cluster.strategy, make, placeholder)
+
+    def evaluation_iterator(self, *, placeholder=False):
+        """Returns the iterator over held-out examples, and the number of global batches that hold all of them.
+
+        Args:
+            placeholder: as in `training_iterator`.
+        """
+        num_steps = 0
+
+        def make(host, num_hosts):
+            nonlocal num_steps
+            dataset, num_steps = self.task.evaluation_dataset(
+                global_batch=self.run.global_batch,
+                rows_per_element=self.batch.rows_per_replica,
+                host=host,
+                num_hosts=num_hosts,
+            )
+            return dataset
+
+        iterator = _distributed_iterator(self.cluster.strategy, make, placeholder)
+        return iterator, num_steps
+
 
 def _largest_microbatch(run, cluster, task):
     """Returns how many examples fit into half of a device's memory; the other half is for weights and the unforeseen."""
+    most = None
     if cluster.device_kind == "GPU":
         memory = _gpu_memory_bytes()
     elif cluster.device_kind == "TPU":
         memory = 16 << 30  # v5e has the least of all that TensorFlow runs on
     else:
         memory = _host_memory_bytes() / cluster.replicas
-        # More rows at a time make nothing faster on a CPU, but caches miss more.
-        return max(1, min(64, int(memory / 2 / task.activation_bytes(PRECISIONS[run.precision]))))
-    return max(1, int(memory / 2 / task.activation_bytes(PRECISIONS[run.precision])))
+        most = 64  # more rows at a time make nothing faster on a CPU, but caches miss more
+    fitting = max(1, int(memory / 2 / task.activation_bytes(PRECISIONS[run.precision])))
+    return min(fitting, most) if most else fitting
 
 
 def _host_memory_bytes():
-    with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
+    """Returns the memory that is free; where the system does not tell, half of all there is."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _gpu_memory_bytes():
@@ -192,35 +261,23 @@ def assemble(run, config, cluster, directory, report=print):
     return Assembly(run, config, cluster, directory, task, batch)
 
 
-def distributed_iterator(cluster, make_dataset):
+def _distributed_iterator(strategy, make_dataset, placeholder):
     """Returns an iterator over elements for all replicas.
 
     Args:
-        cluster: `Cluster`.
+        strategy: `tf.distribute.Strategy`.
         make_dataset: callable `(host, num_hosts) -> tf.data.Dataset` of one element a replica and step.
+        placeholder: whether the elements are zeros instead.
     """
 
     def of_host(context):
-        return make_dataset(host=context.input_pipeline_id, num_hosts=context.num_input_pipelines)
+        dataset = make_dataset(host=context.input_pipeline_id, num_hosts=context.num_input_pipelines)
+        if not placeholder:
+            return dataset
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), dataset.element_spec)
+        return tf.data.Dataset.from_tensors(zeros).repeat()
 
-    return iter(cluster.strategy.distribute_datasets_from_function(of_host))
-
-
-def training_iterator(assembly, step):
-    """Returns the iterator over training examples from a step on; reaching any step costs the same."""
-    run, batch = assembly.run, assembly.batch
-
-    def make(host, num_hosts):
-        return assembly.task.training_dataset(
-            seed=run.seed,
-            start_step=step,
-            global_batch=run.global_batch,
-            rows_per_element=batch.rows_per_replica,
-            host=host,
-            num_hosts=num_hosts,
-        )
-
-    return distributed_iterator(assembly.cluster, make)
+    return iter(strategy.distribute_datasets_from_function(of_host))
 
 
 def checkpoint_location(path):

@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as PluginEventAccumulator,
 )
 
-from trainer.training.progress import Smoothed, duration, quantity
+from trainer.amounts import duration, quantity
+from trainer.training.progress import Smoothed
 from trainer.training.run_directory import RunDirectory, read_metrics
 from trainer.training.telemetry import Telemetry
 

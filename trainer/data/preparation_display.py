@@ -6,6 +6,8 @@ import rich.console
 import rich.progress
 import rich.table
 
+from trainer.amounts import duration
+
 _PLAIN_INTERVAL_SECONDS = 10.0
 
 
@@ -16,12 +18,6 @@ def _amount(number, unit):
             if number >= size:
                 return f"{number / size:,.1f} {name}"
     return f"{number:,.0f} {unit}"
-
-
-def _time(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class ProgressDisplay:
@@ -71,7 +67,7 @@ class ProgressDisplay:
             return
         if done >= total or now - self._printed >= _PLAIN_INTERVAL_SECONDS:
             self._printed = now
-            left = f", {_time(seconds / made * (total - done))} left" if made and done < total else ""
+            left = f", {duration(seconds / made * (total - done))} left" if made and done < total else ""
             line = f"{phase}: {_amount(done, unit)} of {_amount(total, unit)}"
             self._console.print(f"{line}{', ' if rate else ''}{rate}{left}", highlight=False, soft_wrap=True)
 
@@ -108,7 +104,7 @@ def summary_table(folder, manifest):
         low, high = _amount(min(sizes), "bytes"), _amount(max(sizes), "bytes")
         add(f"{split} shards", f"{len(shards):,} of {low if low == high else f'{low} to {high}'}")
     if "seconds" in summary:
-        add("time", f"{_time(summary['seconds'])} ({summary['tokens_per_second']:,} tokens/s, {_people(summary)})")
+        add("time", f"{duration(summary['seconds'])} ({summary['tokens_per_second']:,} tokens/s, {_people(summary)})")
     return table
 
 

@@ -4,6 +4,7 @@ A schedule is a frozen dataclass that is called with the number of steps already
 returns a scalar float32 tensor.
 """
 
+import abc
 import dataclasses
 import math
 
@@ -16,7 +17,7 @@ def _warmup(step, warmup_steps):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _WarmupThenDecay:
+class _WarmupThenDecay(abc.ABC):
     """Linear warm-up to `peak`, then a decay to `final_share * peak` at `total_steps`, constant afterwards.
 
     Args:
@@ -46,8 +47,9 @@ class _WarmupThenDecay:
         share = self.final_share + (1 - self.final_share) * self._left(done)
         return self.peak * _warmup(step, warmup) * share
 
+    @abc.abstractmethod
     def _left(self, done):
-        raise NotImplementedError  # abstract: the subclasses below
+        """Returns the share of the way from `peak` down that is left, 1 to 0, when a share `done` of the decay is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

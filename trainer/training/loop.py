@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import resource
+import sys
 import time
 
 import tensorflow as tf
@@ -10,12 +11,9 @@ import tensorflow as tf
 from trainer import storage
 from trainer.data.stored_rows import explain_read_error
 from trainer.errors import InputError, Preempted, TrainingFailed
-from trainer.run import FREE_PARAMETERS, distributed_iterator, load_initial_weights, training_iterator
+from trainer.run import FREE_PARAMETERS, load_initial_weights
 from trainer.training.checkpoints import CheckpointManager
-from trainer.training.evaluation import EvaluationStep
 from trainer.training.interruption import Interruption
-from trainer.training.state import create_state
-from trainer.training.step import TrainStep
 from trainer.training.telemetry import Telemetry
 from trainer.training.watchdog import Watchdog
 
@@ -93,9 +91,7 @@ class TrainingRun:
             is_chief=self.cluster.is_chief,
             console=console,
         )
-        self.state = create_state(
-            self.cluster.strategy, self.task, self.run.optimizer, seed=self.run.seed, dtype=self.run.precision
-        )
+        self.state = assembly.new_state()
         self.checkpoints = CheckpointManager(
             self.directory.checkpoints_path,
             self.state.checkpoint_variables(),
@@ -106,19 +102,8 @@ class TrainingRun:
             metadata=assembly.metadata,
             report=self.telemetry.note,
         )
-        self.train_step = TrainStep(
-            self.cluster.strategy,
-            self.task,
-            self.run.optimizer,
-            self.state,
-            self.batch,
-            seed=self.run.seed,
-            compile_step=self.run.compile_step,
-        )
-        self.evaluation = EvaluationStep(
-            self.cluster.strategy, self.task, self.state.model, self.batch, compile_step=self.run.compile_step
-        )
-        self._evaluated = False
+        self.train_step = assembly.train_step(self.state)
+        self.evaluation = assembly.evaluation_step(self.state)
 
     def train(self):
         """Runs to the last step.
@@ -129,6 +114,7 @@ class TrainingRun:
             InputError: if the data turns out damaged, or the run directory belongs to another run.
         """
         run, directory = self.run, self.directory
+        self._trace()
         step = self._restore()
         progress = _Progress(step)
         if step >= run.steps:
@@ -174,6 +160,18 @@ class TrainingRun:
             )
         return None
 
+    def _trace(self):
+        """Traces the programs before anything that differs between a first start and a later one.
+
+        TensorFlow numbers what it makes, and the numbers are part of the names by which XLA's persistent cache knows a
+        program: only thus does a run that goes on find its programs compiled.
+        """
+        number = tf.TensorSpec([], tf.int32)
+        self.train_step.loop.get_concrete_function(self.assembly.training_iterator(0, placeholder=True), number)
+        if self._evaluates:
+            iterator, _ = self.assembly.evaluation_iterator(placeholder=True)
+            self.evaluation.loop.get_concrete_function(iterator, number)
+
     def _restore(self):
         """Goes to the newest good checkpoint, all processes to the same, or to the initial weights; returns the step."""
         if self.cluster.num_processes == 1:
@@ -194,9 +192,13 @@ class TrainingRun:
             self.telemetry.note(f"initial weights: {self.run.initial_weights}, step {loaded}")
         return 0
 
+    @property
+    def _evaluates(self):
+        return bool(self.run.eval_every) and self.task.has_evaluation
+
     def _check_data(self, step):
         saved = self.checkpoints.read_manifest(step).get("metadata", {}).get("data")
-        now = self.assembly.metadata()["data"]
+        now = list(self.task.fingerprints)
         if saved is not None and saved != now:
             raise InputError(
                 f"the run in {self.directory.path} was started on other data than this: fingerprints {saved}, now {now}. "
@@ -206,7 +208,9 @@ class TrainingRun:
     def _train_from(self, progress, interruption, watchdog):
         run = self.run
         started = time.perf_counter()
-        iterator = training_iterator(self.assembly, progress.step)
+        if run.eval_every and not self._evaluates:
+            self.telemetry.note("there are no held-out examples to evaluate on")
+        iterator = self.assembly.training_iterator(progress.step)
         if progress.step:
             self.telemetry.note(f"the data is at step {progress.step} after {time.perf_counter() - started:.2f} s")
         per_loop = run.loop_steps(self.cluster)
@@ -229,9 +233,10 @@ class TrainingRun:
             self._record(progress, rows, seconds if compiled else None)
             compiled = True
             self._guard(progress, rows)
-            if run.eval_every and (progress.step % run.eval_every == 0 or progress.step == run.steps):
+            if self._evaluates and (progress.step % run.eval_every == 0 or progress.step == run.steps):
+                self.telemetry.state("evaluating")
                 with watchdog.allowance():
-                    self.evaluate(progress.step)
+                    self.telemetry.evaluation(progress.step, evaluate(self.assembly, self.evaluation))
             if progress.step % run.checkpoint_every == 0 or progress.step == run.steps:
                 self._save(progress.step)
         self.checkpoints.wait()
@@ -239,7 +244,7 @@ class TrainingRun:
     def _until_boundary(self, step):
         """Returns the number of steps until something is due on the host."""
         run = self.run
-        every = [run.checkpoint_every] + ([run.eval_every] if run.eval_every else [])
+        every = [run.checkpoint_every] + ([run.eval_every] if self._evaluates else [])
         return min([run.steps - step] + [number - step % number for number in every])
 
     def _record(self, progress, rows, seconds):
@@ -269,7 +274,8 @@ class TrainingRun:
         """Returns the most memory that was in use: of the first GPU, else of this process on the host."""
         if self.cluster.device_kind == "GPU":
             return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def _guard(self, progress, rows):
         """Ends the run if too many steps in a row were skipped because something was not finite."""
@@ -304,45 +310,18 @@ class TrainingRun:
             f"{reason}: the run is saved at step {progress.step} of {self.run.steps}; start it again to go on"
         )
 
-    def evaluate(self, step):
-        """Evaluates on the held-out examples and tells the result; returns its metrics, empty without such examples."""
-        metrics = evaluate(self.assembly, self.evaluation, self.telemetry)
-        if metrics:
-            self.telemetry.evaluation(step, metrics)
-        elif not self._evaluated:
-            self.telemetry.note("there are no held-out examples to evaluate on")
-        self._evaluated = True
-        return metrics
 
-
-def evaluate(assembly, evaluation, telemetry=None):
-    """Evaluates a model on the held-out examples.
+def evaluate(assembly, evaluation):
+    """Evaluates a model on the held-out examples, of which there must be some.
 
     Args:
         assembly: the `Assembly`.
         evaluation: the `EvaluationStep`.
-        telemetry: `Telemetry`, or None.
 
     Returns:
-        dict of floats; empty if there are no held-out examples.
+        dict of floats.
     """
-    if telemetry is not None:
-        telemetry.state("evaluating")
-    num_steps = 0
-
-    def make(host, num_hosts):
-        nonlocal num_steps
-        dataset, num_steps = assembly.task.evaluation_dataset(
-            global_batch=assembly.run.global_batch,
-            rows_per_element=assembly.batch.rows_per_replica,
-            host=host,
-            num_hosts=num_hosts,
-        )
-        return dataset
-
-    if not assembly.task.has_evaluation:
-        return {}
-    iterator = distributed_iterator(assembly.cluster, make)
+    iterator, num_steps = assembly.evaluation_iterator()
     began = time.perf_counter()
     metrics = evaluation.metrics(iterator, num_steps)
     return metrics | {"evaluation_seconds": time.perf_counter() - began}

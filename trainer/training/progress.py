@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
+from trainer.amounts import duration, quantity
+
 # The weight of the newest record in what is shown smoothed.
 _SMOOTHING = 0.1
 _REFRESHES_PER_SECOND = 4
@@ -125,22 +127,3 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def quantity(number):
-    """Returns a short text of a rate: `812`, `9.7`, `104k`, `1.35M`."""
-    if not math.isfinite(number):
-        return str(number)
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if number >= limit:
-            scale = {"G": 1e9, "M": 1e6, "k": 1e3}[unit]
-            return f"{number / scale:.0f}{unit}" if number >= 100 * scale else f"{number / scale:.3g}{unit}"
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def duration(seconds):
-    """Returns a text of a time: `0:01:32`, or `2 d 3:04:05`."""
-    seconds = round(max(0.0, seconds))
-    days, rest = divmod(seconds, 86_400)
-    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days} d {text}" if days else text

@@ -79,6 +79,12 @@ class TrainStep:
         weights = self.task.weights(features)
         return features, tf.stack([weights[name] for name in self._loss_names])
 
+    def _denominators(self, weights):
+        """Returns the sum of each loss's weights over the global batch."""
+        if not self._alone:
+            weights = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, weights)
+        return tf.maximum(weights, 1.0)  # no token to predict: a loss of 0, not 0/0
+
     def _microbatch_sums(self, features, keys, denominators):
         """Returns the loss of one microbatch, its part of the global batch's, and its metric sums."""
         sums = self.task.sums(self.state.model, features, keys)
@@ -194,11 +200,7 @@ class TrainStep:
     def _replica_step(self, step, examples):
         """One step of one replica; returns `[metrics]` float32, the same on every replica."""
         features, weights = self._prepare(step, examples)
-        denominators = weights
-        if not self._alone:
-            context = tf.distribute.get_replica_context()
-            denominators = context.all_reduce(tf.distribute.ReduceOp.SUM, weights)
-        denominators = tf.maximum(denominators, 1.0)  # no token to predict: a loss of 0, not 0/0
+        denominators = self._denominators(weights)
         loss_scale = replica_local(self.state.loss_scale).read_value()
         gradients, metrics = self._accumulate(step, examples, features, denominators, loss_scale)
         gradients, metrics = self._reduce(gradients, metrics)
@@ -225,11 +227,7 @@ class TrainStep:
 
         def replica(step, examples):
             features, weights = self._prepare_examples(step, examples)
-            denominators = weights
-            if not self._alone:
-                context = tf.distribute.get_replica_context()
-                denominators = context.all_reduce(tf.distribute.ReduceOp.SUM, weights)
-            denominators = tf.maximum(denominators, 1.0)
+            denominators = self._denominators(weights)
             gradients, metrics = self._accumulate_gradients(step, examples, features, denominators, tf.constant(1.0))
             keys = self._keys("dropout", step, examples)
 

@@ -8,9 +8,10 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
+from trainer.amounts import duration, quantity
 from trainer.errors import StorageFailed
 from trainer.training.event_file import EventFile
-from trainer.training.progress import ProgressDisplay, duration, quantity
+from trainer.training.progress import ProgressDisplay
 
 _STORAGE_ERRORS = (OSError, tf.errors.OpError, StorageFailed)
 _WARN_EVERY_SECONDS = 600.0

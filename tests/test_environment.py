@@ -1,0 +1,39 @@
+"""What is set before TensorFlow starts."""
+
+import os
+
+import pytest
+
+from trainer import environment
+from trainer.environment import compilation_cache_folder, prefer_wide_vectors, prepare_environment
+
+
+@pytest.mark.parametrize(
+    ("features", "flags", "expected"),
+    [
+        ("flags : avx2 avx512f", "", "--xla_cpu_prefer_vector_width=512"),
+        ("flags : avx2 avx512f", "--xla_x=1", "--xla_x=1 --xla_cpu_prefer_vector_width=512"),
+        ("flags : avx2 avx512f", "--xla_cpu_prefer_vector_width=256", "--xla_cpu_prefer_vector_width=256"),
+        ("flags : avx2 avx512f", "/home/flags.txt", "/home/flags.txt"),
+        ("flags : avx2", "", None),
+    ],
+)
+def test_vectors_are_as_wide_as_the_processor_has_them_unless_a_person_chose(monkeypatch, features, flags, expected):
+    monkeypatch.setattr(environment, "_processor_features", lambda: features)
+    variables = {"XLA_FLAGS": flags} if flags else {}
+    prefer_wide_vectors(variables)
+    assert variables.get("XLA_FLAGS") == expected
+
+
+def test_the_newest_compiled_programs_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "_CACHED_PROGRAMS", 3)
+    variables = {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": ""}
+    folder = compilation_cache_folder(variables)
+    os.makedirs(folder)
+    for age in range(6):
+        path = os.path.join(folder, f"program_{age}")
+        open(path, "wb").close()
+        os.utime(path, (1000 - age, 1000 - age))
+    prepare_environment(variables)
+    assert sorted(os.listdir(folder)) == ["program_0", "program_1", "program_2"]
+    assert folder in variables["TF_XLA_FLAGS"]
