@@ -20,7 +20,7 @@ import sys
 from launch.processes import Command
 from launch.supervision import supervise
 
-_MODES_OF_ONE_PROCESS = ("predict", "export", "plan")
+_MODES_OF_ONE_PROCESS = ("predict", "export", "plan", "replay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,8 @@ def main(arguments=None, *, module="trainer"):
     except ValueError as error:
         parser.error(str(error))
     if len(devices) > 1:
-        parameters.append('strategy="multi_worker"')
+        # With TF_CONFIG this is multi_worker; without, whoever looks at the run later needs no cluster.
+        parameters.append('strategy="auto"')
     elif options.strategy == "mirrored":
         parameters.append('strategy="mirrored"')
     trainer_arguments = [

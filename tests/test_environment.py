@@ -25,9 +25,13 @@ def test_vectors_are_as_wide_as_the_processor_has_them_unless_a_person_chose(mon
     assert variables.get("XLA_FLAGS") == expected
 
 
+def test_programs_compiled_with_other_flags_lie_elsewhere():
+    assert compilation_cache_folder({"XLA_FLAGS": "--xla_x=1"}) != compilation_cache_folder({})
+
+
 def test_the_newest_compiled_programs_are_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "_CACHED_PROGRAMS", 3)
-    variables = {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": ""}
+    variables = {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": "--xla_cpu_prefer_vector_width=256"}
     folder = compilation_cache_folder(variables)
     os.makedirs(folder)
     for age in range(6):

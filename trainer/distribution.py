@@ -177,7 +177,8 @@ def _multi_worker(devices):
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     else:
         raise InputError(
-            "strategy 'multi_worker' needs a cluster: start it with launch/local.sh or launch/slurm.sh, or set TF_CONFIG"
+            "strategy 'multi_worker' needs a cluster: start it with launch/local.sh, or set TF_CONFIG. To look at such a "
+            "run in one process add --gin_param 'strategy=\"auto\"'"
         )
     if devices != "all":
         gpus = tf.config.list_physical_devices("GPU")

@@ -1,5 +1,6 @@
 """What must be in place before TensorFlow is imported, and importing it without its chatter."""
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -28,17 +29,21 @@ def _tensorflow_version():
 
 
 def compilation_cache_folder(environment):
-    """Returns where compiled programs are kept between runs: one folder a TensorFlow version and kind of processor."""
+    """Returns where compiled programs are kept between runs: one folder a TensorFlow version, processor and XLA_FLAGS."""
     cache = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    processor = hashlib.sha256(_processor_features().encode()).hexdigest()[:12]
-    return os.path.join(cache, "bert-trainer", "xla", f"tensorflow-{_tensorflow_version()}-{processor}")
+    compiled_for = _processor_features() + environment.get("XLA_FLAGS", "")
+    key = hashlib.sha256(compiled_for.encode()).hexdigest()[:12]
+    return os.path.join(cache, "bert-trainer", "xla", f"tensorflow-{_tensorflow_version()}-{key}")
 
 
 def _forget_oldest(folder):
-    """Removes the oldest files of a cache that grows with every program."""
-    files = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime, reverse=True)
-    for entry in files[_CACHED_PROGRAMS:]:
-        os.unlink(entry.path)
+    """Removes the files that were written first from a cache that grows with every program."""
+    if len(os.listdir(folder)) <= _CACHED_PROGRAMS:
+        return
+    with contextlib.suppress(OSError):  # another process may do the same
+        files = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime, reverse=True)
+        for entry in files[_CACHED_PROGRAMS:]:
+            os.unlink(entry.path)
 
 
 def prefer_wide_vectors(environment):

@@ -12,7 +12,7 @@ from trainer.errors import InputError
 from trainer.export import export_model
 from trainer.plan import make_plan, show_plan
 from trainer.replay import replay_step, show_replay
-from trainer.run import assemble
+from trainer.run import assemble, check_vocabulary
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.loop import evaluate, train
 from trainer.training.run_directory import RunDirectory
@@ -74,7 +74,10 @@ def _train(arguments, config, run):
         if cluster.is_chief:
             storage.make_folder(arguments.run_dir)
             lock = stack.enter_context(RunLock(directory.lock_path, report=report))
-        train(_assemble(run, config, cluster, directory, report), console, lock)
+        assembly = _assemble(run, config, cluster, directory, report)
+        for name, text in assembly.task.describe_data(run.steps * run.global_batch):
+            report(f"{name}: {text}")
+        train(assembly, console, lock)
 
 
 def _restored(arguments, config, run, console):
@@ -86,6 +89,7 @@ def _restored(arguments, config, run, console):
     if not steps:
         raise InputError(f"{arguments.run_dir} holds no checkpoint: train first")
     step = steps[-1] if arguments.step is None else arguments.step
+    check_vocabulary(manager, step, assembly.task.vocabulary_sha256)
     manager.restore(step)
     report(f"checkpoint of step {step}")
     return assembly, state, step

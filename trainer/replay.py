@@ -61,7 +61,7 @@ def replay_step(assembly, state, manager, step, report=print):
     if earlier:
         manager.restore(start)
     elif run.initial_weights:
-        load_initial_weights(run.initial_weights, state)
+        load_initial_weights(run.initial_weights, state, assembly.task.vocabulary_sha256)
     report(
         f"replaying step {step} from step {start}" + (f": {step - 1 - start} steps lie between" * (step - 1 > start))
     )

@@ -36,7 +36,7 @@ FREE_PARAMETERS = (
     "run.watchdog_seconds",
     "encoder.rematerialize",
     "pretraining.samples",
-    "pretraining_data.source",  # a data set may move; its fingerprint may not change, see `Assembly.metadata`
+    "pretraining_data.source",  # a data set may move; its fingerprint may not change, see `TrainingRun`
     "pretraining_data.num_parallel_reads",
     "pretraining_data.check",
 )
@@ -113,7 +113,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-    """A run's pieces, opened and checked, before there is a model.
+    """A run's pieces, opened and checked; what a model is trained with is made from them.
 
     Attributes:
         run: the `Run`.
@@ -136,6 +136,7 @@ class Assembly:
         return {
             "config": self.config.fingerprint(FREE_PARAMETERS),
             "data": list(self.task.fingerprints),
+            "vocabulary": self.task.vocabulary_sha256,
             "batch": str(self.batch),
         }
 
@@ -201,24 +202,22 @@ class Assembly:
 def _largest_microbatch(run, cluster, task):
     """Returns how many examples fit into half of a device's memory; the other half is for weights and the unforeseen."""
     most = None
+    number = PRECISIONS[run.precision]
     if cluster.device_kind == "GPU":
         memory = _gpu_memory_bytes()
     elif cluster.device_kind == "TPU":
         memory = 16 << 30  # v5e has the least of all that TensorFlow runs on
     else:
-        memory = _host_memory_bytes() / cluster.replicas
+        memory = _host_memory_bytes() * cluster.num_hosts / cluster.replicas
         most = 64  # more rows at a time make nothing faster on a CPU, but caches miss more
-    fitting = max(1, int(memory / 2 / task.activation_bytes(PRECISIONS[run.precision])))
-    return min(fitting, most) if most else fitting
+    fitting = max(1, int(memory / 2 / task.activation_bytes(number)))
+    # Processes must agree, also where one has less memory.
+    return cluster.from_chief(min(fitting, most) if most else fitting)
 
 
 def _host_memory_bytes():
-    """Returns the memory that is free; where the system does not tell, half of all there is."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
-    except OSError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Returns all the memory of this machine: what happens to be free would split the next start's batch otherwise."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _gpu_memory_bytes():
@@ -297,18 +296,38 @@ def checkpoint_location(path):
     return (inside if storage.exists(inside) else folder), None
 
 
-def load_initial_weights(path, state):
+def check_vocabulary(manager, step, vocabulary_sha256):
+    """Refuses a checkpoint whose model was trained with another vocabulary.
+
+    Args:
+        manager: `CheckpointManager`.
+        step: of the checkpoint.
+        vocabulary_sha256: of the vocabulary that texts are tokenized with now.
+
+    Raises:
+        InputError: if they differ.
+    """
+    saved = manager.read_manifest(step).get("metadata", {}).get("vocabulary")
+    if saved is not None and saved != vocabulary_sha256:
+        raise InputError(
+            f"{manager.path(step)} was trained with another vocabulary (SHA-256 {saved[:12]}) than that of the data "
+            f"(SHA-256 {vocabulary_sha256[:12]}): its weights mean other tokens. Prepare the data with its vocabulary."
+        )
+
+
+def load_initial_weights(path, state, vocabulary_sha256):
     """Reads weights, and nothing else, from a checkpoint of this trainer.
 
     Args:
         path: see `checkpoint_location`.
         state: the `TrainState` to read into.
+        vocabulary_sha256: of the vocabulary that texts are tokenized with now.
 
     Returns:
         the step of the checkpoint.
 
     Raises:
-        InputError: if there is no such checkpoint, or it is damaged or of another model.
+        InputError: if there is no such checkpoint, or it is damaged or of another model or vocabulary.
     """
     folder, step = checkpoint_location(path)
     manager = CheckpointManager(folder, {}, is_chief=False)
@@ -318,6 +337,7 @@ def load_initial_weights(path, state):
     step = steps[-1] if step is None else step
     if reason := manager.verify(step):
         raise InputError(f"initial_weights: the checkpoint {manager.path(step)} is damaged: {reason}")
+    check_vocabulary(manager, step, vocabulary_sha256)
     checkpoint_content.read_into(
         checkpoint_content.flatten({"weights": state.checkpoint_variables()["weights"]}),
         manager.prefix(step),

@@ -58,7 +58,7 @@ def test_a_model_has_the_published_size(size):
 def run_one_step(files, tmp_path, small_corpus, *parameters):
     """Runs one step with the command line in this process, which has logical CPU devices already."""
     run_dir = tmp_path / "run"
-    changes = (f"data='{small_corpus}'", "steps=1", "global_batch=2", "warmup_steps=0", "eval_every=None")
+    changes = (f"data='{small_corpus}'", "steps=1", "global_batch=2", "eval_every=None")
     code = main(trainer_process.trainer_arguments(files, run_dir, *changes, *parameters)[2:])
     records = trainer_process.metrics(run_dir)
     committed = trainer_process.committed_steps(run_dir)

@@ -36,6 +36,9 @@ def test_losses_of_two_processes_equal_one(tiny_gin, trained_run, tmp_path):
     assert "global 16 = 2 replicas x 2 accumulation x 4 microbatch" in finished.output
     assert "strategy multi_worker, 2 replicas" in finished.output
     assert_same_losses(tmp_path / "run", trained_run)
+    # What is looked at later needs neither the processes nor a word about them.
+    looked = trainer_process.train([], tmp_path / "run", others=("--mode", "replay", "--step", "13"))
+    assert "replaying step 13 from step 10" in looked.output
 
 
 @pytest.mark.slow  # compiles for another topology

@@ -292,7 +292,7 @@ def test_dry_run_of_several_processes_gives_each_its_task_on_its_own_port(capsys
     addresses = tasks[0]["cluster"]["worker"]
     assert len(set(addresses)) == 3 and all(address.startswith("127.0.0.1:") for address in addresses)
     for variables, command in commands:
-        assert 'strategy="multi_worker"' in command
+        assert 'strategy="auto"' in command
         assert variables["CUDA_VISIBLE_DEVICES"] == ""
 
 

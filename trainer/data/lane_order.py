@@ -83,9 +83,9 @@ class LanePlan:
     corpus_first_block: np.ndarray
 
     def describe(self):
-        """Returns a line for people about each corpus."""
+        """Returns a text for people about each corpus."""
         return [
-            f"{share.label}: {share.rows:,} rows, {len(share.lanes)} of {self.lanes} lanes = {share.share:.1%} of the "
+            f"{share.rows:,} rows, {len(share.lanes)} of {self.lanes} lanes = {share.share:.1%} of the "
             f"examples ({share.wished_share:.1%} by weight), {share.dropped_rows:,} rows left out in each epoch, "
             + (
                 "each gzipped shard decompressed about "

@@ -83,7 +83,8 @@ class PretrainingData:
         raise AssertionError("unreachable: one of the manifests is missing")
 
     def _opened(self, corpora):
-        check_corpora(corpora, checksums=self.check)
+        own = load_vocabulary(self.vocabulary).sha256 if self.vocabulary is not None else None
+        check_corpora(corpora, vocabulary_sha256=own, checksums=self.check)
         manifest = corpora[0].manifest
         vocabulary = load_vocabulary(storage.join(corpora[0].folder, manifest.vocabulary))
         return OpenedData(
@@ -94,7 +95,7 @@ class PretrainingData:
             pieces=vocabulary,
             lower_case=manifest.lower_case,
             pairs=manifest.packing.startswith("sentence_pair"),
-            fingerprints=tuple(corpus.manifest.fingerprint for corpus in corpora),
+            fingerprints=_fingerprints(corpora, [corpus.manifest.fingerprint for corpus in corpora]),
         )
 
     def _google_bert(self, entries, report):
@@ -119,7 +120,7 @@ class PretrainingData:
             pieces=vocabulary,
             lower_case=True,
             pairs=True,
-            fingerprints=tuple(corpus.fingerprint for corpus in corpora),
+            fingerprints=_fingerprints(corpora, [corpus.fingerprint for corpus in corpora]),
         )
 
     def _python_docs(self, run_directory, is_chief, report):
@@ -145,6 +146,14 @@ class PretrainingData:
         return folder
 
 
+def _fingerprints(corpora, contents):
+    """Returns a text a corpus that changes when its content does or, among several, its weight."""
+    total = sum(corpus.weight for corpus in corpora)
+    if len(contents) == 1:
+        return tuple(contents)
+    return tuple(f"{text} x {corpus.weight / total:.9g}" for text, corpus in zip(contents, corpora, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class OpenedData:
     """Data that was found whole.
@@ -157,7 +166,7 @@ class OpenedData:
         pieces: the `Vocabulary`.
         lower_case: whether text is lower-cased.
         pairs: whether rows are sentence pairs with labels.
-        fingerprints: one text a corpus that changes when its content does.
+        fingerprints: one text a corpus that changes when its content or its share does.
     """
 
     settings: PretrainingData
@@ -173,6 +182,11 @@ class OpenedData:
     def vocabulary_size(self):
         """Number of token ids."""
         return len(self.pieces)
+
+    @property
+    def predictions_per_row(self):
+        """Slots for masked tokens in rows that come masked; None where the run masks them."""
+        return None if self.settings.remask else getattr(self.corpora[0], "predictions_per_row", None)
 
     @functools.cached_property
     def token_kinds(self):
@@ -202,7 +216,5 @@ class OpenedData:
         )
 
     def evaluation_dataset(self, **options):
-        """See `trainer.data.evaluation_rows.evaluation_dataset`; `(None, 0)` without held-out rows."""
-        if not self.held_out:
-            return None, 0
+        """See `trainer.data.evaluation_rows.evaluation_dataset`; there must be held-out rows."""
         return evaluation_dataset(self.held_out, **options)

@@ -144,18 +144,19 @@ class Encoder(keras.layers.Layer):
                 f"rows have {length} tokens but encoder.max_length is {config.max_length}: raise it, or prepare shorter rows"
             )
         if config.confine_attention:
-            places = self.position_embeddings(layers.document_positions(document_ids))
+            position_vectors = self.position_embeddings(layers.document_positions(document_ids))
         else:
-            places = self.position_embeddings(ops.arange(length))[None]
-        x = self.word_embeddings(token_ids) + places + self.type_embeddings(segment_ids)
+            position_vectors = self.position_embeddings(ops.arange(length))[None]
+        x = self.word_embeddings(token_ids) + position_vectors + self.type_embeddings(segment_ids)
         x = self.embedding_dropout(self.embedding_norm(x), keys=keys)
         visible = layers.visible_tokens(document_ids, config.confine_attention)
-        for layer in self.transformer_layers:
-            call = functools.partial(layer, visible=visible, keys=keys)
-            if positions is not None and layer is self.transformer_layers[-1]:
-                rows = (
-                    layers.gather_positions(visible[:, 0], positions)[:, None] if config.confine_attention else visible
-                )
-                call = functools.partial(layer, visible=rows, positions=positions, keys=keys)
-            x = keras.remat(call)(x) if config.rematerialize else call(x)
-        return x
+        *lower, last = self.transformer_layers
+        for layer in lower:
+            x = self._through(layer, x, visible, None, keys)
+        if positions is not None and config.confine_attention:
+            visible = layers.gather_positions(visible[:, 0], positions)[:, None]
+        return self._through(last, x, visible, positions, keys)
+
+    def _through(self, layer, x, visible, positions, keys):
+        call = functools.partial(layer, visible=visible, positions=positions, keys=keys)
+        return keras.remat(call)(x) if self.config.rematerialize else call(x)

@@ -129,20 +129,22 @@ def document_positions(document_ids):
 
 
 def gather_positions(hidden, positions):
-    """Returns the hidden states at some positions.
+    """Returns the vectors at some positions of each example.
 
     Args:
-        hidden: `[batch, length, hidden]`.
+        hidden: `[batch, length, width]` of any dtype.
         positions: `[batch, positions]` integers.
 
     Returns:
-        `[batch, positions, hidden]`.
+        `[batch, positions, width]`.
     """
-    return ops.take_along_axis(hidden, positions[:, :, None], axis=1)
+    length, width = hidden.shape[1:]
+    first = ops.cast(ops.arange(ops.shape(hidden)[0]) * length, positions.dtype)
+    return ops.take(ops.reshape(hidden, (-1, width)), first[:, None] + positions, axis=0)
 
 
 class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention; queries, keys and values come from one matrix product.
+    """Multi-head self-attention; where all tokens attend, queries, keys and values come from one matrix product.
 
     Args:
         hidden_size: size of the hidden states.
@@ -176,36 +178,37 @@ class SelfAttention(keras.layers.Layer):
         self.output_projection.build(input_shape)
         self.built = True
 
-    def _project(self, x, first, last):
-        """Returns parts `first` to `last` of query, key and value, each `[batch, length, heads, head_size]`."""
-        if (first, last) == (0, 3):
-            projected = self.query_key_value(x)
-        else:
-            columns = slice(first * self.hidden_size, last * self.hidden_size)
-            kernel = ops.convert_to_tensor(self.query_key_value.kernel)[:, columns]
-            bias = ops.convert_to_tensor(self.query_key_value.bias)[columns]
-            projected = ops.matmul(x, ops.cast(kernel, x.dtype)) + ops.cast(bias, x.dtype)
-        projected = ops.reshape(projected, (-1, x.shape[1], last - first, self.num_heads, self.head_size))
-        return [projected[:, :, i] for i in range(last - first)]
+    def _heads(self, projected, number):
+        """Divides `[batch, tokens, number * hidden]` into `number` tensors `[batch, tokens, heads, head_size]`."""
+        tokens = ops.shape(projected)[1]
+        divided = ops.reshape(projected, (-1, tokens, number, self.num_heads, self.head_size))
+        return [divided[:, :, i] for i in range(number)]
 
-    def call(self, x, visible, positions=None, keys=None):
+    def _project_some(self, queries, x):
+        """Projects queries of some tokens, keys and values of all."""
+        kernel = ops.cast(ops.convert_to_tensor(self.query_key_value.kernel), x.dtype)
+        bias = ops.cast(ops.convert_to_tensor(self.query_key_value.bias), x.dtype)
+        size = self.hidden_size
+        (query,) = self._heads(ops.matmul(queries, kernel[:, :size]) + bias[:size], 1)
+        return query, *self._heads(ops.matmul(x, kernel[:, size:]) + bias[size:], 2)
+
+    def call(self, x, visible, queries=None, keys=None):
         """Attends.
 
         Args:
             x: `[batch, length, hidden]`.
             visible: `[batch, 1, queries or 1, length]` booleans, see `visible_tokens`.
-            positions: `[batch, queries]` integers: the tokens that attend; None for all.
+            queries: `[batch, queries, hidden]`, those of `x` that attend; None for all.
             keys: `Keys` of the examples, or None for no dropout.
 
         Returns:
             `[batch, queries, hidden]`.
         """
-        if positions is None:
-            query, key, value = self._project(x, 0, 3)
+        if queries is None:
+            query, key, value = self._heads(self.query_key_value(x), 3)
         else:
-            (query,) = self._project(gather_positions(x, positions), 0, 1)
-            key, value = self._project(x, 1, 3)
-        queries = query.shape[1]
+            query, key, value = self._project_some(queries, x)
+        num_queries = ops.shape(query)[1]
         query = ops.transpose(query * self.head_size**-0.5, (0, 2, 1, 3))
         key = ops.transpose(key, (0, 2, 3, 1))
         value = ops.transpose(value, (0, 2, 1, 3))
@@ -213,7 +216,7 @@ class SelfAttention(keras.layers.Layer):
         probabilities = ops.cast(ops.softmax(logits, axis=-1), x.dtype)
         probabilities = self.dropout(probabilities, keys=keys)
         mixed = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
-        return self.output_projection(ops.reshape(mixed, (-1, queries, self.hidden_size)))
+        return self.output_projection(ops.reshape(mixed, (-1, num_queries, self.hidden_size)))
 
 
 class TransformerLayer(keras.layers.Layer):
@@ -285,14 +288,14 @@ class TransformerLayer(keras.layers.Layer):
 
         Args:
             x: `[batch, length, hidden]`.
-            visible, positions, keys: as in `SelfAttention`.
+            visible, keys: as in `SelfAttention`.
+            positions: `[batch, positions]` integers, the tokens to transform; None for all.
 
         Returns:
-            `[batch, length, hidden]`, or `[batch, queries, hidden]` with `positions`.
+            `[batch, length, hidden]`, or `[batch, positions, hidden]`.
         """
-        attended = self.attention_dropout(self.attention(x, visible, positions=positions, keys=keys), keys=keys)
-        if positions is not None:
-            x = gather_positions(x, positions)
-        x = self.attention_norm(x + attended)
+        queries = None if positions is None else gather_positions(x, positions)
+        attended = self.attention_dropout(self.attention(x, visible, queries=queries, keys=keys), keys=keys)
+        x = self.attention_norm((x if queries is None else queries) + attended)
         transformed = self.output_projection(self.activation(self.intermediate(x)))
         return self.output_norm(x + self.output_dropout(transformed, keys=keys))

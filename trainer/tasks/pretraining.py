@@ -58,7 +58,10 @@ def cross_entropy(logits, labels):
 
 
 def correct(logits, labels):
-    """Returns 1.0 where no logit is greater than the label's, else 0.0; shapes as in `cross_entropy`."""
+    """Returns 1.0 where no logit is greater than the label's, else 0.0; shapes as in `cross_entropy`.
+
+    Labels that share the greatest logit with others count, which happens where logits were rounded to 16 bits.
+    """
     rows = ops.reshape(logits, (-1, logits.shape[-1]))  # as in the loss, so that both share the maximum
     labelled = ops.take_along_axis(rows, ops.reshape(labels, (-1, 1)), axis=1)
     right = ops.cast(labelled >= ops.max(rows, axis=1, keepdims=True), "float32")
@@ -142,8 +145,13 @@ class Pretraining(Task):
 
     @property
     def fingerprints(self):
-        """One text a corpus that changes when its content does."""
+        """One text a corpus that changes when its content or its share does."""
         return self.data.fingerprints
+
+    @property
+    def vocabulary_sha256(self):
+        """SHA-256 of the vocabulary file."""
+        return self.data.pieces.sha256
 
     def build_model(self, *, seed, dtype):
         model = PretrainingModel(self.encoder, self.data.vocabulary_size, pairs=self.data.pairs, seed=seed, dtype=dtype)
@@ -243,13 +251,10 @@ class Pretraining(Task):
         ]
 
     def describe_data(self, num_examples):
-        """Returns rows and epochs of each corpus."""
+        """Returns rows, share, remainder and epochs of each corpus."""
         return [
-            (
-                f"corpus {share.label}",
-                f"{share.rows:,} rows, {share.share:.1%} of the examples, {share.epochs(num_examples):.2f} epochs",
-            )
-            for share in self.data.plan.shares
+            (f"corpus {share.label}", f"{text}, {share.epochs(num_examples):.2f} epochs in all")
+            for share, text in zip(self.data.plan.shares, self.data.plan.describe(), strict=True)
         ]
 
     def training_flops(self):
@@ -262,6 +267,6 @@ class Pretraining(Task):
         length = self.data.sequence_length
         return {
             "length": length,
-            "predictions": self.masking.num_slots(length),
+            "predictions": self.data.predictions_per_row or self.masking.num_slots(length),
             "vocabulary_size": self.data.vocabulary_size,
         }

@@ -31,7 +31,8 @@ class Task(abc.ABC):
         tokens_per_example: tokens in a row, for rates.
         has_evaluation: whether there are held-out examples.
         data_rows: the `StoredRows` that are read, for explaining read errors.
-        fingerprints: texts that change when the content of the data does.
+        fingerprints: texts that change when the content of the data, or its shares, do.
+        vocabulary_sha256: what tells the vocabulary from another.
         samples: texts that a finished run shows its predictions for.
     """
 
@@ -41,6 +42,7 @@ class Task(abc.ABC):
     has_evaluation: bool
     data_rows: tuple
     fingerprints: tuple
+    vocabulary_sha256: str
     samples: tuple
 
     @abc.abstractmethod

@@ -114,16 +114,20 @@ class TrainingRun:
             InputError: if the data turns out damaged, or the run directory belongs to another run.
         """
         run, directory = self.run, self.directory
-        self._trace()
-        step = self._restore()
-        progress = _Progress(step)
-        if step >= run.steps:
-            self.telemetry.note(f"nothing to do: step {step} of {run.steps} is done")
-            directory.write_status("finished", step, run.steps)
-            return
         with contextlib.ExitStack() as stack:
             interruption = stack.enter_context(Interruption(report=self.telemetry.note))
             watchdog = stack.enter_context(Watchdog(run.watchdog_seconds, directory.path, self.telemetry.note))
+            began = time.perf_counter()
+            if run.steps > max(self.checkpoints.steps(), default=0):
+                with watchdog.allowance():
+                    self._trace()
+            self._tracing_seconds = time.perf_counter() - began
+            step = self._restore()
+            progress = _Progress(step)
+            if step >= run.steps:
+                self.telemetry.note(f"nothing to do: step {step} of {run.steps} is done")
+                directory.write_status("finished", step, run.steps)
+                return
             self.telemetry.start(step, self.assembly.config.text)
             stack.callback(self.telemetry.close)
             try:
@@ -188,7 +192,7 @@ class TrainingRun:
             self.telemetry.note(f"resumed at step {step} of {self.run.steps} from {self.checkpoints.path(step)}")
             return step
         if self.run.initial_weights:
-            loaded = load_initial_weights(self.run.initial_weights, self.state)
+            loaded = load_initial_weights(self.run.initial_weights, self.state, self.task.vocabulary_sha256)
             self.telemetry.note(f"initial weights: {self.run.initial_weights}, step {loaded}")
         return 0
 
@@ -218,6 +222,8 @@ class TrainingRun:
         while progress.step < run.steps:
             if self.cluster.any(interruption.requested):
                 self._stop(progress, interruption)
+            if self.lock is not None:
+                self.lock.check()
             steps = 1 if not compiled else min(per_loop, self._until_boundary(progress.step))
             self.telemetry.state("training" if compiled else "compiling")
             began = time.perf_counter()
@@ -228,8 +234,9 @@ class TrainingRun:
             progress.step += steps
             watchdog.beat(progress.step)
             if not compiled:
+                seconds += self._tracing_seconds
                 self.telemetry.compiled(seconds)
-                self.telemetry.note(f"compiled and did the first step in {seconds:.1f} s")
+                self.telemetry.note(f"traced, compiled and did the first step in {seconds:.1f} s")
             self._record(progress, rows, seconds if compiled else None)
             compiled = True
             self._guard(progress, rows)

@@ -24,6 +24,7 @@ class SyntheticData:
     sequence_length: int
     token_kinds: object
     pairs: bool = False
+    predictions_per_row: int | None = None
 
 
 class PreparedStep:
