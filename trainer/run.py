@@ -67,7 +67,8 @@ class Run:
         keep_checkpoint_every: checkpoints whose step is a multiple of this stay for ever; None for none.
         asynchronous_checkpoints: whether checkpoints are written while training goes on.
         max_skipped_steps: more steps than this in a row without finite numbers end the run.
-        watchdog_seconds: after so long without a step the stacks of all threads are written down.
+        watchdog_seconds: after so long without a step the stacks of all threads are written down; compiling and
+            evaluating may take four times as long.
     """
 
     task: object

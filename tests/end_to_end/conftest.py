@@ -1,43 +1,8 @@
-"""What all end-to-end tests share: a small prepared corpus with a real vocabulary, and a gin file of a tiny model."""
+"""What all end-to-end tests share: a small prepared corpus, a gin file of a tiny model, and a run of it."""
 
-import numpy as np
 import pytest
 import trainer_process
-
-from trainer.data.preparation import PreparationSettings, prepare
-
-# A text with something to learn: each verb takes objects of its own kind.
-_SUBJECTS = ("the child", "a sailor", "her brother", "the old teacher", "my neighbour", "every farmer")
-_PREDICATES = {
-    "reads": ("a long book", "the letter", "yesterday's newspaper"),
-    "drinks": ("cold water", "a cup of tea", "the bitter coffee"),
-    "repairs": ("the broken wheel", "an engine", "his boat"),
-    "plants": ("apple trees", "a row of beans", "white flowers"),
-}
-
-
-def _sentence(rng):
-    verb = rng.choice(list(_PREDICATES))
-    return (
-        f"{rng.choice(_SUBJECTS)} {verb} {rng.choice(_PREDICATES[verb])} {rng.choice(['today', 'again', 'at home'])}."
-    )
-
-
-def prepare_small_corpus(folder, *, sequence_length=16, packing="full_sentences"):
-    """Prepares about 1,500 rows of generated English in `folder / "prepared"`; returns that path."""
-    rng = np.random.default_rng(11)
-    documents = ["\n".join(_sentence(rng) for _ in range(rng.integers(4, 12))) for _ in range(400)]
-    (folder / "corpus.txt").write_text("\n\n".join(documents))
-    settings = PreparationSettings(
-        inputs=(f"{folder}/corpus.txt",),
-        vocabulary_size=200,
-        sequence_length=sequence_length,
-        packing=packing,
-        held_out=0.06,
-        num_shards=3,
-    )
-    prepare(settings, folder / "prepared", num_workers=0)
-    return folder / "prepared"
+from small_corpora import prepare_small_corpus
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ def fill_masks(data, model, texts, top_k):
     """
     rows, positions = encode_texts(data, texts)
     slots = max(len(found) for found in positions)
+    top_k = min(top_k, data.vocabulary_size)
     where = np.zeros((len(texts), slots), np.int32)
     for number, found in enumerate(positions):
         where[number, : len(found)] = found

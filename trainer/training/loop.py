@@ -51,6 +51,7 @@ class _Progress:
     """What the loop remembers between two calls of the device."""
 
     step: int
+    tracing_seconds: float = 0.0
     skipped_in_a_row: int = 0
     status_at: float = 0.0
     wait_seconds: float = 0.0
@@ -114,24 +115,22 @@ class TrainingRun:
             InputError: if the data turns out damaged, or the run directory belongs to another run.
         """
         run, directory = self.run, self.directory
+        progress = _Progress(max(self.checkpoints.steps(), default=0))
+        directory.write_status("starting", progress.step, run.steps)
         with contextlib.ExitStack() as stack:
             interruption = stack.enter_context(Interruption(report=self.telemetry.note))
             watchdog = stack.enter_context(Watchdog(run.watchdog_seconds, directory.path, self.telemetry.note))
-            began = time.perf_counter()
-            if run.steps > max(self.checkpoints.steps(), default=0):
-                with watchdog.allowance():
-                    self._trace()
-            self._tracing_seconds = time.perf_counter() - began
-            step = self._restore()
-            progress = _Progress(step)
-            if step >= run.steps:
-                self.telemetry.note(f"nothing to do: step {step} of {run.steps} is done")
-                directory.write_status("finished", step, run.steps)
-                return
-            self.telemetry.start(step, self.assembly.config.text)
-            stack.callback(self.telemetry.close)
             try:
-                self._train_from(progress, interruption, watchdog)
+                if progress.step < run.steps:
+                    with watchdog.allowance(self._allowance):
+                        self._trace(progress)
+                progress.step = self._restore()
+                if progress.step < run.steps:
+                    self.telemetry.start(progress.step, self.assembly.config.text)
+                    stack.callback(self.telemetry.close)
+                    self._train_from(progress, interruption, watchdog)
+                else:
+                    self.telemetry.note(f"nothing to do: step {progress.step} of {run.steps} is done")
             except tf.errors.OpError as error:
                 explained = self._explain(error)
                 state = "preempted" if isinstance(explained, Preempted) else "failed"
@@ -146,6 +145,11 @@ class TrainingRun:
                 directory.write_status("failed", progress.step, run.steps, str(error) or type(error).__name__)
                 raise
             directory.write_status("finished", progress.step, run.steps)
+
+    @property
+    def _allowance(self):
+        """Seconds that compiling or evaluating may take before the watchdog speaks."""
+        return 4 * self.run.watchdog_seconds
 
     def _explain(self, error):
         """Returns what a TensorFlow error means for a person, or None if it is a fault of the program."""
@@ -164,17 +168,19 @@ class TrainingRun:
             )
         return None
 
-    def _trace(self):
+    def _trace(self, progress):
         """Traces the programs before anything that differs between a first start and a later one.
 
         TensorFlow numbers what it makes, and the numbers are part of the names by which XLA's persistent cache knows a
         program: only thus does a run that goes on find its programs compiled.
         """
+        began = time.perf_counter()
         number = tf.TensorSpec([], tf.int32)
         self.train_step.loop.get_concrete_function(self.assembly.training_iterator(0, placeholder=True), number)
         if self._evaluates:
             iterator, _ = self.assembly.evaluation_iterator(placeholder=True)
             self.evaluation.loop.get_concrete_function(iterator, number)
+        progress.tracing_seconds = time.perf_counter() - began
 
     def _restore(self):
         """Goes to the newest good checkpoint, all processes to the same, or to the initial weights; returns the step."""
@@ -227,14 +233,14 @@ class TrainingRun:
             steps = 1 if not compiled else min(per_loop, self._until_boundary(progress.step))
             self.telemetry.state("training" if compiled else "compiling")
             began = time.perf_counter()
-            with contextlib.nullcontext() if compiled else watchdog.allowance():
+            with contextlib.nullcontext() if compiled else watchdog.allowance(self._allowance):
                 rows, waited = (tensor.numpy() for tensor in self.train_step.loop(iterator, tf.constant(steps)))
             seconds = time.perf_counter() - began
             progress.waited(float(waited), seconds if compiled else None)
             progress.step += steps
             watchdog.beat(progress.step)
             if not compiled:
-                seconds += self._tracing_seconds
+                seconds += progress.tracing_seconds
                 self.telemetry.compiled(seconds)
                 self.telemetry.note(f"traced, compiled and did the first step in {seconds:.1f} s")
             self._record(progress, rows, seconds if compiled else None)
@@ -242,7 +248,7 @@ class TrainingRun:
             self._guard(progress, rows)
             if self._evaluates and (progress.step % run.eval_every == 0 or progress.step == run.steps):
                 self.telemetry.state("evaluating")
-                with watchdog.allowance():
+                with watchdog.allowance(self._allowance):
                     self.telemetry.evaluation(progress.step, evaluate(self.assembly, self.evaluation))
             if progress.step % run.checkpoint_every == 0 or progress.step == run.steps:
                 self._save(progress.step)
