@@ -5,9 +5,8 @@ import sys
 
 from trainer.environment import import_tensorflow_quietly
 
-import_tensorflow_quietly(os.environ)  # here, and in worker processes, which import this module under another name
-
 if __name__ == "__main__":
+    import_tensorflow_quietly(os.environ)
     from trainer.main import main
 
     sys.exit(main())

@@ -1,15 +1,10 @@
 """Worker processes: independent jobs on all cores, with clear errors when a worker dies."""
 
 import concurrent.futures
-import contextlib
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 
-import tensorflow as tf
-
+from trainer.data import worker_process
 from trainer.errors import TrainingFailed
 
 
@@ -63,7 +58,7 @@ class Workers:
             return
         if self._pool is None:
             self._pool = concurrent.futures.ProcessPoolExecutor(
-                self.count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+                self.count, mp_context=multiprocessing.get_context("spawn"), initializer=worker_process.start
             )
         try:
             futures = {self._pool.submit(function, job): place for place, job in enumerate(jobs)}
@@ -74,19 +69,3 @@ class Workers:
                 "a worker process was killed from outside (often by the system, for want of memory: fewer workers need "
                 "less, see --workers). What is finished is kept: run the same command again to continue."
             ) from None
-
-
-def _start_worker():
-    """Makes a process a good neighbour of its siblings."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
-
-
-def _end_with_parent():
-    """Ends this process when its parent is gone, even by `kill -9`, after which nobody would ever tell it."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
