@@ -46,7 +46,7 @@ class Cluster:
     @property
     def device_kind(self):
         """`CPU`, `GPU` or `TPU`."""
-        return "TPU" if self.name == "tpu" else self.devices[0].split(":")[-2]
+        return device_kind(self.strategy)
 
     def describe(self):
         """Returns the first line a run prints."""
@@ -295,6 +295,11 @@ def divide_batch(global_batch, replicas, microbatch, largest_microbatch):
             f"{_nearest_multiples(global_batch, replicas * microbatch)}"
         )
     return BatchArithmetic(global_batch, replicas, rows // microbatch, microbatch)
+
+
+def device_kind(strategy):
+    """Returns what a strategy's replicas run on: `CPU`, `GPU` or `TPU`."""
+    return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
 
 
 def replica_local(variable):

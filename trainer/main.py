@@ -78,7 +78,7 @@ def run_program(arguments):
     if arguments.texts and arguments.mode != "predict":
         raise InputError(f"{arguments.texts[0]!r} is not understood: only --mode predict takes texts")
     config = _configuration(arguments)
-    # TensorFlow is imported here, after everything that can be said without it.
+    # Keras is imported here, after everything that can be said without it.
     from trainer import modes
 
     modes.run_mode(arguments, config)

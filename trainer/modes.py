@@ -89,8 +89,8 @@ def _restored(arguments, config, run, console):
     if not steps:
         raise InputError(f"{arguments.run_dir} holds no checkpoint: train first")
     step = steps[-1] if arguments.step is None else arguments.step
-    check_vocabulary(manager, step, assembly.task.vocabulary_sha256)
     manager.restore(step)
+    check_vocabulary(manager, step, assembly.task.vocabulary_sha256)
     report(f"checkpoint of step {step}")
     return assembly, state, step
 

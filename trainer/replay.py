@@ -7,7 +7,7 @@ import tensorflow as tf
 from rich.table import Table
 
 from trainer.errors import InputError
-from trainer.run import load_initial_weights
+from trainer.run import check_vocabulary, load_initial_weights
 from trainer.training.run_directory import read_metrics
 
 _SHOWN = 8
@@ -60,6 +60,7 @@ def replay_step(assembly, state, manager, step, report=print):
     start = earlier[-1] if earlier else 0
     if earlier:
         manager.restore(start)
+        check_vocabulary(manager, start, assembly.task.vocabulary_sha256)
     elif run.initial_weights:
         load_initial_weights(run.initial_weights, state, assembly.task.vocabulary_sha256)
     report(

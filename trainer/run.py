@@ -1,6 +1,7 @@
 """A run: what a person chooses, and the pieces that follow from it."""
 
 import dataclasses
+import math
 import os
 import subprocess
 
@@ -202,8 +203,7 @@ class Assembly:
 
 def _largest_microbatch(run, cluster, task):
     """Returns how many examples fit into half of a device's memory; the other half is for weights and the unforeseen."""
-    most = None
-    number = PRECISIONS[run.precision]
+    most = math.inf
     if cluster.device_kind == "GPU":
         memory = _gpu_memory_bytes()
     elif cluster.device_kind == "TPU":
@@ -211,9 +211,8 @@ def _largest_microbatch(run, cluster, task):
     else:
         memory = _host_memory_bytes() * cluster.num_hosts / cluster.replicas
         most = 64  # more rows at a time make nothing faster on a CPU, but caches miss more
-    fitting = max(1, int(memory / 2 / task.activation_bytes(number)))
-    # Processes must agree, also where one has less memory.
-    return cluster.from_chief(min(fitting, most) if most else fitting)
+    fitting = int(memory / 2 / task.activation_bytes(PRECISIONS[run.precision]))
+    return cluster.from_chief(max(1, min(fitting, most)))  # processes must agree, also where one has less memory
 
 
 def _host_memory_bytes():
@@ -252,10 +251,12 @@ def assemble(run, config, cluster, directory, report=print):
     Raises:
         InputError: if data is missing or something does not divide.
     """
+    batch = None
     if run.microbatch != "auto":  # what can be refused before data is prepared, is
-        divide_batch(run.global_batch, cluster.replicas, run.microbatch, 1)
+        batch = divide_batch(run.global_batch, cluster.replicas, run.microbatch, 1)
     task = run.task.open(directory, is_chief=cluster.is_chief, report=report)
-    batch = divide_batch(run.global_batch, cluster.replicas, run.microbatch, _largest_microbatch(run, cluster, task))
+    if batch is None:
+        batch = divide_batch(run.global_batch, cluster.replicas, "auto", _largest_microbatch(run, cluster, task))
     if run.global_batch % cluster.num_hosts:
         raise InputError(f"global_batch {run.global_batch} is not a multiple of the {cluster.num_hosts} hosts")
     return Assembly(run, config, cluster, directory, task, batch)

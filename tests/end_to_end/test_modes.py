@@ -30,6 +30,11 @@ def test_a_plan_shows_batch_parameters_and_memory_and_touches_nothing(tiny_gin, 
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(trained_run):
+    finished = trainer_process.train([], trained_run, others=("--mode", "evaluate", "--step", 13), code=2)
+    assert "holds no checkpoint of step 13; there are: 10, 15, 20" in finished.text
+
+
 def test_evaluation_of_a_checkpoint_gives_what_training_wrote_down(trained_run):
     finished = run_mode(trained_run, "evaluate", "--step", 10)
     assert "evaluation at step 10" in finished.output

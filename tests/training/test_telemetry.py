@@ -10,7 +10,6 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as PluginEventAccumulator,
 )
 
-from trainer.amounts import duration, quantity
 from trainer.training.progress import Smoothed
 from trainer.training.run_directory import RunDirectory, read_metrics
 from trainer.training.telemetry import Telemetry
@@ -171,17 +170,6 @@ def test_the_summary_adds_up(tmp_path):
         "0.75 s",
     ):
         assert part in text, text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(812.3, "812"), (9.71, "9.71"), (104_000, "104k"), (1_350_000, "1.35M"), (12_345, "12.3k")]
-)
-def test_quantities_are_short(number, text):
-    assert quantity(number) == text
-
-
-def test_durations_read_as_clocks():
-    assert [duration(s) for s in (0, 92, 3661, 86_400 * 2 + 11_045)] == ["0:00:00", "0:01:32", "1:01:01", "2 d 3:04:05"]
 
 
 def test_smoothing_equals_the_weighted_mean_of_all_values():

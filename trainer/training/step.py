@@ -11,7 +11,7 @@ import functools
 import tensorflow as tf
 
 from trainer import randomness
-from trainer.distribution import replica_local
+from trainer.distribution import device_kind, replica_local
 
 # Dynamic loss scaling for float16, with the customary constants (Micikevicius et al. 2018, arXiv 1710.03740).
 LOSS_SCALE_GROWTH_STEPS = 2000
@@ -56,7 +56,7 @@ class TrainStep:
         self.metric_names = STEP_METRICS + tuple(task.metric_names)
         self._loss_names = tuple(task.loss_coefficients)
         self._alone = strategy.num_replicas_in_sync == 1
-        self._on_cpu = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type == "CPU"
+        self._on_cpu = device_kind(strategy) == "CPU"
         self._compile = compile_step
         # Without other replicas there is nothing to wait for, and the whole step is one program.
         self._prepare = self._compiled(self._prepare_examples, part=True)
