@@ -1,5 +1,6 @@
 """A prepared data set holds the corpus, has one form however it was made, and is made in steps that survive a stop."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -10,9 +11,10 @@ import pytest
 import tensorflow as tf
 
 from trainer.data import spills
+from trainer.data.documents import ReadingOptions, divide_into_units, find_files
 from trainer.data.manifests import load_manifest, verify_data_set
 from trainer.data.preparation import PreparationSettings, build_vocabulary, prepare
-from trainer.data.preparation_work import split_sentences
+from trainer.data.preparation_work import CountingJob, count_words, split_sentences
 from trainer.data.records import decode_rows, row_hashes
 from trainer.data.vocabulary import SPECIAL_TOKENS, load_vocabulary, make_vocabulary
 from trainer.data.workers import Workers
@@ -101,6 +103,44 @@ def test_worker_processes_and_the_division_into_units_do_not_change_a_byte(tmp_p
         rows = [rows_of(tmp_path / name, load_manifest(tmp_path / name), split) for name in ("together", "units")]
         for one, other in zip(*rows, strict=True):
             assert np.array_equal(one.token_ids, other.token_ids)
+
+
+def test_a_large_gzipped_file_goes_to_several_spills_and_gives_the_same_bytes(tmp_path, monkeypatch):
+    settings = corpus(tmp_path / "corpus", files=1, documents=300)
+    with gzip.open(tmp_path / "corpus" / "all.txt.gz", "wb") as file:
+        file.write((tmp_path / "corpus" / "0.txt").read_bytes())
+    settings = dataclasses.replace(settings, inputs=(f"{tmp_path}/corpus/all.txt.gz",))
+    prepare(settings, tmp_path / "whole", num_workers=0)
+
+    monkeypatch.setattr("trainer.data.preparation_work._SPILL_TOKENS", 2000)
+    monkeypatch.setattr("trainer.data.preparation_work._BATCH_CHARACTERS", 2000)
+    written, write_spill = [], spills.write_spill
+
+    def third_write_fails(path, sections, information):
+        if len(written) == 2:
+            written.append(None)
+            raise StorageFailed("no space left")
+        write_spill(path, sections, information)
+        written.append(sum(map(len, sections)))
+
+    monkeypatch.setattr(spills, "write_spill", third_write_fails)
+    with pytest.raises(StorageFailed, match="no space left"):
+        prepare(settings, tmp_path / "parts", num_workers=0)
+    prepare(settings, tmp_path / "parts", num_workers=0)
+    assert len(written) > 8 and max(written[3:]) < sum(written[3:]) / 4
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
+def test_counting_words_reads_only_so_much_of_a_unit(tmp_path):
+    corpus(tmp_path / "corpus", files=1, documents=300)
+    (unit,) = divide_into_units(find_files([str(tmp_path / "corpus" / "0.txt")]), ReadingOptions())
+    job = CountingJob(unit, ReadingOptions(), True, most_characters=1 << 40)
+    everything = sum(count_words(job).values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.data.preparation_work._BATCH_CHARACTERS", 2000)
+        assert sum(count_words(job).values()) == everything
+        some = sum(count_words(dataclasses.replace(job, most_characters=10_000)).values())
+    assert 0 < some < everything / 2
 
 
 def test_object_stores_are_read_and_written_through_tensorflows_file_systems(tmp_path):

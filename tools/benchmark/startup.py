@@ -1,8 +1,9 @@
-"""`startup`: from starting the program to the end of its first step, with nothing compiled yet and once more."""
+"""`startup`: from starting the program to the end of its first step: with nothing compiled yet, again, and resumed."""
 
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,14 @@ _MARKS = (
     (re.compile(r"^global \d+ = "), "configuration and data checked"),
     (re.compile(r"compiled and did the first step"), "first step done"),
 )
-_STARTS = ("cold compilation cache", "warm compilation cache")
+_STARTS = ("cold compilation cache", "warm compilation cache", "resumed, warm cache")
+_STEPS, _CHECKPOINT_EVERY = 4, 2
 
 
 def measure(settings, report):
-    """Starts a run twice with the same, at first empty, cache folder, each time in a new run directory.
+    """Starts a run, the same one in a new run directory, and that one again as if it had been stopped half-way.
+
+    All three have the same, at first empty, cache folder.
 
     Args:
         settings: `Settings`.
@@ -39,17 +43,20 @@ def measure(settings, report):
         with processes.worker("synthetic_data", {"folder": str(folder / "data"), **data}):
             pass
         starts = {}
-        for number, name in enumerate(_STARTS):
-            report(f"starting the program with a {name}")
-            starts[name] = _start(settings, folder / "data", folder / f"run_{number}", folder / "cache")
+        for name, run in zip(_STARTS, ("run_0", "run_1", "run_1"), strict=True):
+            report(f"starting the program: {name}")
+            if (folder / run).exists():
+                shutil.rmtree(folder / run / "checkpoints" / f"step_{_STEPS:08d}")
+            starts[name] = _start(settings, folder / "data", folder / run, folder / "cache")
     return summarize(starts)
 
 
 def command_line(settings, data, run_directory):
-    """Returns the command that trains two steps of the measured model."""
+    """Returns the command that trains some steps of the measured model."""
     parameters = {
         "data": f'"{data}"',
-        "steps": 2,
+        "steps": _STEPS,
+        "checkpoint_every": _CHECKPOINT_EVERY,
         "global_batch": settings.microbatch,
         "microbatch": settings.microbatch,
         "eval_every": None,
@@ -112,8 +119,7 @@ def read_marks(lines, elapsed):
 
 
 def summarize(starts):
-    """Turns the seconds of both starts, `{start: {what was done: seconds}}`, into findings."""
-    cold, warm = (starts[name] for name in _STARTS)
-    rows = tuple((name, f"{cold[name]:.1f}", f"{warm[name]:.1f}") for _, name in _MARKS)
+    """Turns the seconds of all starts, `{start: {what was done: seconds}}`, into findings."""
+    rows = tuple((name, *(f"{starts[start][name]:.1f}" for start in _STARTS)) for _, name in _MARKS)
     notes = ("seconds since the process was started; the data lie prepared",)
     return Findings("From start to first step", ("by then", *_STARTS), rows, notes, {"seconds": starts})

@@ -302,7 +302,9 @@ class _Run:
         every = max(1, math.ceil(sum(unit.bytes for unit in units) / _COUNTED_BYTES))
         units = units[::every]
         jobs = [
-            preparation_work.CountingJob(unit, self._settings.reading_options(), self._settings.lower_case)
+            preparation_work.CountingJob(
+                unit, self._settings.reading_options(), self._settings.lower_case, most_characters=_COUNTED_BYTES
+            )
             for unit in units
         ]
         total, done, counts = sum(unit.bytes for unit in units), 0, {}
@@ -321,7 +323,7 @@ class _Run:
         return vocabulary
 
     def tokenize(self, units, row_format, size):
-        """Tokenizes all units into spills; returns the assignment, the paths and the information of each."""
+        """Tokenizes all units; returns the assignment, the paths of all spills, and the information of each unit."""
         settings = self._settings
         estimate = size / _BYTES_PER_TOKEN / row_format.sequence_length * row_format.stride
         train = settings.num_shards or max(1, round(estimate / _SHARD_BYTES))
@@ -336,7 +338,8 @@ class _Run:
             smallest = min(each["smallest_hash"] for each in information if each["smallest_hash"] is not None)
             assignment = dataclasses.replace(assignment, held_out_below=smallest + 1)
             paths, information = self._tokenize_into(assignment, units, row_format)
-        return assignment, paths, information
+        units_spills = map(spills.paths_of_unit, paths, information)
+        return assignment, tuple(path for paths_of_unit in units_spills for path in paths_of_unit), information
 
     def _tokenize_into(self, assignment, units, row_format):
         settings = self._settings

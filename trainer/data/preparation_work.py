@@ -20,6 +20,7 @@ from trainer.data.vocabulary import load_vocabulary
 
 _BATCH_CHARACTERS = 1 << 18  # of text tokenized at once: enough to make the cost of a call vanish
 _MOST_WORDS_OF_A_UNIT = 300_000
+_SPILL_TOKENS = 1 << 25  # held in memory; a unit with more (a large gzipped file) gets several spills
 _ROWS_AT_ONCE = 16384
 # The end of a sentence: a mark, perhaps a closing quote or bracket, then white space and what may begin a sentence; or
 # a full-width mark, which no space follows. It begins with a set of characters, which the search finds quickly.
@@ -47,11 +48,19 @@ def extract_documentation(job):
 
 @dataclasses.dataclass(frozen=True)
 class CountingJob:
-    """A unit whose words to count."""
+    """A unit whose words to count.
+
+    Args:
+        unit: `Unit`.
+        options: `ReadingOptions`.
+        lower_case: see `Tokenizer`.
+        most_characters: of text to read; a gzipped file may hold far more.
+    """
 
     unit: Unit
     options: ReadingOptions
     lower_case: bool
+    most_characters: int
 
 
 def count_words(job):
@@ -63,13 +72,15 @@ def count_words(job):
     Returns:
         Dictionary from normalised word to count; of very many words, the most frequent.
     """
-    counts, normaliser, batch, size = collections.Counter(), Normaliser(job.lower_case), [], 0
+    counts, normaliser, batch, size, read = collections.Counter(), Normaliser(job.lower_case), [], 0, 0
     for lines in read_documents(job.unit, job.options):
         batch += lines
         size += sum(map(len, lines))
         if size >= _BATCH_CHARACTERS:
             counts.update(normaliser.words("\n".join(batch)))
-            batch, size = [], 0
+            batch, size, read = [], 0, read + size
+            if read >= job.most_characters:
+                break
     counts.update(normaliser.words("\n".join(batch)))
     if len(counts) > _MOST_WORDS_OF_A_UNIT:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_WORDS_OF_A_UNIT])
@@ -111,7 +122,7 @@ class TokenizingJob:
         sentences: whether sentences are needed.
         id_bytes: bytes of a token id.
         assignment: `Assignment`.
-        spill: path to write.
+        spill: path to write, after those of `spills.parts` if the unit is large.
     """
 
     unit: Unit
@@ -139,10 +150,18 @@ def tokenize_unit(job):
 
     Returns:
         The information in the spill: `documents`, `tokens`, `unknown_tokens`, `text_bytes`, `held_out_documents`,
-        `smallest_hash` (first 64 bits) and `documents_sha256` (of all document hashes).
+        `smallest_hash` (first 64 bits), `documents_sha256` (of all document hashes) and `parts` (spills before it).
     """
     tokenizer = _tokenizer(job.vocabulary, load_vocabulary(job.vocabulary).sha256, job.lower_case)
-    sections = [spills.SectionBuilder() for _ in range(job.assignment.train_shards + job.assignment.held_out_shards)]
+    num_shards, parts, held_tokens = job.assignment.train_shards + job.assignment.held_out_shards, 0, 0
+
+    def empty_sections():
+        return [spills.SectionBuilder() for _ in range(num_shards)]
+
+    def write(path, information):
+        spills.write_spill(path, [section.content(job.id_bytes) for section in sections], information)
+
+    sections = empty_sections()
     totals = {"documents": 0, "tokens": 0, "unknown_tokens": 0, "text_bytes": 0, "held_out_documents": 0}
     smallest, digest = None, hashlib.sha256()
     for hashes, lengths, sentences, ids in _tokenized_batches(job, tokenizer, totals):
@@ -165,8 +184,12 @@ def tokenize_unit(job):
             totals["tokens"] += tokens
             totals["held_out_documents"] += shard >= job.assignment.train_shards
             digest.update(document_hash)
-    information = totals | {"smallest_hash": smallest, "documents_sha256": digest.hexdigest()}
-    spills.write_spill(job.spill, [section.content(job.id_bytes) for section in sections], information)
+        held_tokens += len(ids)
+        if held_tokens >= _SPILL_TOKENS:
+            write(spills.part_path(job.spill, parts), {})
+            sections, parts, held_tokens = empty_sections(), parts + 1, 0
+    information = totals | {"smallest_hash": smallest, "documents_sha256": digest.hexdigest(), "parts": parts}
+    write(job.spill, information)
     return information
 
 

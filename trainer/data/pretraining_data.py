@@ -36,6 +36,8 @@ class PretrainingData:
         num_parallel_reads: lanes that are read at the same time; `auto` leaves it to tf.data.
         check: whether all shards are read and compared with the manifest before training; `auto` does so below 1 GiB.
         vocabulary: vocabulary file, only for Google BERT's TFRecords, which do not bring theirs.
+        lower_case: for Google BERT's TFRecords: whether they were made with `--do_lower_case` (texts to fill masks in are
+            treated alike).
         remask: for Google BERT's TFRecords: mask anew at every step instead of using the masks in the files.
         held_out: for Google BERT's TFRecords: a glob of the files to evaluate on.
         python_docs_packages: whose docstrings make up the embedded corpus, `stdlib` being the standard library.
@@ -49,6 +51,7 @@ class PretrainingData:
     num_parallel_reads: object = "auto"
     check: object = "auto"
     vocabulary: str | None = None
+    lower_case: bool = True
     remask: bool = False
     held_out: str | None = None
     python_docs_packages: tuple = ("stdlib", "keras", "numpy")
@@ -118,7 +121,7 @@ class PretrainingData:
             held_out=corpora[:1] if self.held_out else (),
             sequence_length=corpora[0].sequence_length,
             pieces=vocabulary,
-            lower_case=True,
+            lower_case=self.lower_case,
             pairs=True,
             fingerprints=_fingerprints(corpora, [corpus.fingerprint for corpus in corpora]),
         )

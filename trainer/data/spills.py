@@ -4,6 +4,8 @@ A spill lies in the work folder until its documents are in shards. Layout, littl
 (uint64 offset, uint64 length, uint64 CRC-32C each), the sections, information in JSON, its length (uint64). A section
 holds the numbers of documents, sentences and tokens (3 x uint64), a hash of each document (16 bytes), sentences of each
 document (uint32), tokens of each sentence (uint32), and the token ids.
+
+A unit that is too large to be held in memory has several spills: parts, and a last one that says how many there are.
 """
 
 import dataclasses
@@ -60,6 +62,16 @@ class SectionBuilder:
         sizes = struct.pack("<QQQ", len(self._hashes), len(lengths), len(ids))
         sentences = np.array(self._sentences, "<u4")
         return b"".join((sizes, *self._hashes, sentences.tobytes(), lengths.tobytes(), ids.tobytes()))
+
+
+def part_path(path, number):
+    """Returns where a part of a unit's spill lies, the spill itself being at `path`."""
+    return f"{path}.{number:04d}"
+
+
+def paths_of_unit(path, information):
+    """Returns the paths of all spills of a unit, in the order of its documents; the last is `path`."""
+    return [*(part_path(path, number) for number in range(information["parts"])), path]
 
 
 def write_spill(path, sections, information):
