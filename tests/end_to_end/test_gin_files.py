@@ -3,11 +3,16 @@
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
 import trainer_process
 
 from trainer.config import load_config
 from trainer.configurables import CONFIGURABLES
+from trainer.data.manifests import load_manifest
+from trainer.data.records import decode_rows
+from trainer.data.vocabulary import SPECIAL_TOKENS
 from trainer.main import main
 
 GIN = pathlib.Path(trainer_process.ROOT) / "gin"
@@ -72,6 +77,31 @@ def run_one_step(files, tmp_path, small_corpus, *parameters):
 
 def test_the_quickstart_runs_a_step(tmp_path, small_corpus):
     run_one_step(["quickstart.gin"], tmp_path, small_corpus)
+
+
+def unigram_loss(data):
+    """The loss on held-out rows of a model that knows how frequent tokens are in the training rows, and nothing else."""
+    manifest = load_manifest(data)
+    counts = {}
+    for split in ("train", "held_out"):
+        paths = [f"{data}/{shard.name}" for shard in manifest.splits[split]]
+        records = np.array([np.frombuffer(r, np.uint8) for r in tf.data.TFRecordDataset(paths).as_numpy_iterator()])
+        ids = decode_rows(manifest.row_format, records).token_ids.reshape(-1)
+        counts[split] = np.bincount(ids, minlength=manifest.vocabulary_size).astype(float)
+        counts[split][: len(SPECIAL_TOKENS)] = 0  # these are never masked
+    probabilities = (counts["train"] + 0.1) / (counts["train"] + 0.1).sum()
+    return -(counts["held_out"] * np.log(probabilities)).sum() / counts["held_out"].sum()
+
+
+@pytest.mark.slow  # prepares the embedded corpus and trains for a minute
+def test_the_quickstart_learns_more_than_how_frequent_tokens_are(tmp_path):
+    finished = trainer_process.train("quickstart.gin", tmp_path / "run", "steps=600")
+    losses = [record["loss"] for record in trainer_process.metrics(tmp_path / "run", "eval").values()]
+    assert losses == sorted(losses, reverse=True) and len(losses) == 3
+    assert losses[-1] < unigram_loss(str(tmp_path / "run" / "data")) - 0.5, finished.text
+    answers = finished.output.partition("the name of the [MASK] to open.")[2].splitlines()[1].split()
+    probabilities = [float(word) for word in answers if word.startswith("0.")]
+    assert len(probabilities) == 4 and probabilities == sorted(probabilities, reverse=True)
 
 
 @pytest.mark.slow  # large layers take long to compile
