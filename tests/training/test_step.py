@@ -20,7 +20,11 @@ def reference():
     return run.train(20), run.weights()
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(
+    "topology",
+    # Everything is compiled once per replica.
+    [pytest.param(name, marks=pytest.mark.slow if shape[0] > 2 else ()) for name, shape in TOPOLOGIES.items()],
+)
 def test_losses_do_not_depend_on_topology(reference, topology):
     replicas, accumulation = TOPOLOGIES[topology]
     records = small_run(replicas=replicas, accumulation=accumulation, compile_step=True).train(20)
