@@ -30,7 +30,7 @@ REQUIREMENTS = [
     "tensorboard",
 ]
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "ruff>=0.12", "tokenizers", "psutil"],
+    "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "ruff>=0.12", "tokenizers", "psutil", "optax"],
     # Peers that tools/benchmark compares with and that can live beside the trainer. Model Garden and bert4keras cannot:
     # they ask for other versions of TensorFlow and Keras; docs/benchmarks.md says how to install them elsewhere.
     "bench": ["keras-hub", "transformers>=5", "torch"],

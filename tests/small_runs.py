@@ -9,7 +9,7 @@ import tensorflow as tf
 from trainer.data.masking import MaskingConfig, TokenKinds
 from trainer.distribution import divide_batch, mirrored_on_cpu
 from trainer.models.encoder import EncoderConfig
-from trainer.optimizers.adamw import AdamW
+from trainer.optimizers.recipes import adamw
 from trainer.optimizers.schedules import LinearSchedule
 from trainer.tasks.pretraining import Pretraining
 from trainer.training.state import create_state
@@ -98,7 +98,7 @@ def small_run(
     """Returns a `SmallRun`; without XLA unless it is asked for, which saves most of a test's time."""
     task = task or small_task()
     if optimizer is None:
-        optimizer = AdamW(learning_rate=LinearSchedule(peak=1e-3, total_steps=100, warmup_steps=5))
+        optimizer = adamw(learning_rate=LinearSchedule(peak=1e-3, total_steps=100, warmup_steps=5))
     strategy = strategy or strategy_of(replicas)
     batch = divide_batch(global_batch, replicas, global_batch // replicas // accumulation, 1)
     state = create_state(strategy, task, optimizer, seed=seed, dtype=dtype)

@@ -1,6 +1,7 @@
 """`--mode plan`: what a run would be and cost, without training."""
 
 import dataclasses
+import math
 import tempfile
 import time
 
@@ -42,6 +43,11 @@ def _parts(parameters):
     return parts
 
 
+def _slot_size(optimizer, parameters):
+    """Returns how many numbers an optimizer remembers."""
+    return sum(math.prod(slot.shape) for parameter in parameters for slot in optimizer.slots(parameter).values())
+
+
 def make_plan(arguments, config, run, report):
     """Assembles a run without starting it.
 
@@ -66,7 +72,7 @@ def make_plan(arguments, config, run, report):
         copies = 1 if batch.accumulation == 1 else 2
         memory = {
             "weights": 4 * total,
-            "optimizer slots": 4 * total * len(run.optimizer.slots),
+            "optimizer slots": 4 * _slot_size(run.optimizer, state.parameters),
             "gradients" if copies == 1 else "gradients and their accumulators": 4 * total * copies,
             f"activations of {batch.microbatch} examples": batch.microbatch * task.activation_bytes(compute_bytes),
         }

@@ -49,7 +49,7 @@ class Run:
 
     Args:
         task: what to learn, such as `PretrainingConfig`.
-        optimizer: how, such as `AdamW`.
+        optimizer: how: `trainer.optimizers.optimizer.Optimizer`, such as `trainer.optimizers.recipes.adamw` makes.
         steps: optimizer steps of the whole run.
         global_batch: examples in an optimizer step, over all replicas and microbatches.
         microbatch: examples that go through the model at once on a replica; `auto` takes what memory allows.

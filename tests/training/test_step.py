@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from small_runs import SMALL_ENCODER, random_examples, small_run, small_task
 
-from trainer.optimizers.adamw import SGD, AdamW
+from trainer.optimizers.recipes import adamw, sgd
 from trainer.optimizers.schedules import ConstantSchedule
 
 TOPOLOGIES = {"4 microbatches": (1, 4), "2 replicas, 2 microbatches": (2, 2), "4 replicas": (4, 1)}
@@ -46,7 +46,7 @@ def test_without_xla_the_losses_are_the_same(reference):
 
 
 def test_with_sgd_any_factorisation_gives_the_weights_of_one_large_batch():
-    optimizer = SGD(learning_rate=ConstantSchedule(peak=0.5))
+    optimizer = sgd(learning_rate=ConstantSchedule(peak=0.5))
     task = small_task(pairs=True)
 
     def pairs(step, global_batch):
@@ -130,7 +130,7 @@ def test_mixed_precision_stays_near_float32(reference, dtype):
 
 
 def test_gradients_are_clipped_by_the_norm_over_everything(reference):
-    optimizer = SGD(learning_rate=ConstantSchedule(peak=1.0), clip_norm=0.1)
+    optimizer = sgd(learning_rate=ConstantSchedule(peak=1.0), clip_norm=0.1)
     run = small_run(replicas=2, accumulation=2, optimizer=optimizer)
     record = run.train(1)[0]
     assert record["gradient_norm"] == pytest.approx(reference[0][0]["gradient_norm"], rel=1e-5)
@@ -139,7 +139,7 @@ def test_gradients_are_clipped_by_the_norm_over_everything(reference):
 
 
 def test_adamw_equals_the_formula_in_float64():
-    optimizer = AdamW(learning_rate=ConstantSchedule(peak=1e-2), weight_decay=0.1, clip_norm=None)
+    optimizer = adamw(learning_rate=ConstantSchedule(peak=1e-2), weight_decay=0.1, clip_norm=None)
     run = small_run(optimizer=optimizer)
     first = run.weights()
     examples = next(run.iterator)

@@ -111,6 +111,11 @@ class Encoder(keras.layers.Layer):
             )
             for i in range(config.num_layers)
         ]
+        # For learning rates that depend on it, see `trainer.optimizers.parameters`.
+        for part in (self.word_embeddings, self.position_embeddings, self.type_embeddings, self.embedding_norm):
+            part.depth = 0
+        for i, layer in enumerate(self.transformer_layers):
+            layer.depth = 1 + i
 
     def build(self, input_shape=None):
         hidden = (None, None, self.config.hidden_size)

@@ -24,17 +24,20 @@ class Parameter:
     Attributes:
         name: its path in the model, unique.
         role: one of `ROLES`.
-        variable: the Keras variable.
+        variable: the Keras variable; None where only the shape matters.
+        layers_above: how many layers of depth lie between it and the top of the model; 0 for what has no depth.
+        shape: tuple of integers.
     """
 
     name: str
     role: str
-    variable: keras.Variable
+    variable: keras.Variable | None
+    layers_above: int = 0
+    shape: tuple = None
 
-    @property
-    def shape(self):
-        """Shape as a tuple of integers."""
-        return tuple(self.variable.shape)
+    def __post_init__(self):
+        if self.shape is None:
+            object.__setattr__(self, "shape", tuple(self.variable.shape))
 
 
 def parameters_of(model):
@@ -45,10 +48,14 @@ def parameters_of(model):
 
     Returns:
         list of `Parameter`. A matrix of a layer that has an `embeddings` attribute is an embedding; whatever a
-        normalisation owns is normalization; a vector elsewhere is a bias.
+        normalisation owns is normalization; a vector elsewhere is a bias. Layers with an integer attribute `depth`
+        (embeddings 0, the first layer above them 1, ...) give it to the layers inside them.
     """
-    roles = {}
+    roles, depths = {}, {}
     for layer in model._flatten_layers(include_self=True, recursive=True):
+        depth = getattr(layer, "depth", None)
+        if isinstance(depth, int):
+            depths |= {id(variable): depth for variable in layer.trainable_variables}
         for variable in layer._trainable_variables:
             if isinstance(layer, _NORMALIZATIONS):
                 role = "normalization"
@@ -57,7 +64,8 @@ def parameters_of(model):
             else:
                 role = "bias" if len(variable.shape) < 2 else "kernel"
             roles[id(variable)] = role
-    parameters = [Parameter(v.path, roles[id(v)], v) for v in model.trainable_variables]
+    top = 1 + max(depths.values(), default=0)
+    parameters = [Parameter(v.path, roles[id(v)], v, top - depths.get(id(v), top)) for v in model.trainable_variables]
     names = [parameter.name for parameter in parameters]
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})

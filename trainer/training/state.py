@@ -4,6 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from trainer.errors import InputError
 from trainer.optimizers.parameters import parameters_of
 
 INITIAL_LOSS_SCALE = 2.0**15
@@ -50,7 +51,7 @@ def create_state(strategy, task, optimizer, *, seed, dtype):
     Args:
         strategy: `tf.distribute.Strategy`.
         task: the `Task`.
-        optimizer: see `trainer.optimizers.adamw`.
+        optimizer: `trainer.optimizers.optimizer.Optimizer`.
         seed: integer for the initial weights.
         dtype: Keras dtype policy name.
 
@@ -61,15 +62,20 @@ def create_state(strategy, task, optimizer, *, seed, dtype):
     with strategy.scope():
         model = task.build_model(seed=seed, dtype=dtype)
         parameters = parameters_of(model)
+        try:
+            optimizer.check(parameters)
+        except ValueError as error:
+            raise InputError(f"the optimizer does not fit the model: {error}") from None
 
         def scalar(value, name):
             return tf.Variable(value, dtype=tf.float32, trainable=False, name=name)
 
+        def slot_variable(parameter, name, slot):
+            start = parameter.variable.value if slot.starts_as_value else tf.zeros(slot.shape)
+            return tf.Variable(start, trainable=False, name=f"{parameter.name}/{name}")
+
         slots = [
-            {
-                name: tf.Variable(tf.zeros(parameter.shape), trainable=False, name=f"{parameter.name}/{name}")
-                for name in optimizer.slots
-            }
+            {name: slot_variable(parameter, name, slot) for name, slot in optimizer.slots(parameter).items()}
             for parameter in parameters
         ]
         return TrainState(

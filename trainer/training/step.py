@@ -43,7 +43,7 @@ class TrainStep:
     Args:
         strategy: `tf.distribute.Strategy`.
         task: the `Task`.
-        optimizer: see `trainer.optimizers.adamw`.
+        optimizer: `trainer.optimizers.optimizer.Optimizer`.
         state: the `TrainState`.
         batch: the `BatchArithmetic`.
         seed: integer, the run's seed.

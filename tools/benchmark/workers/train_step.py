@@ -41,7 +41,7 @@ class PreparedStep:
         from trainer.distribution import create_cluster, divide_batch
         from trainer.models.costs import training_flops
         from trainer.models.encoder import EncoderConfig
-        from trainer.optimizers.adamw import AdamW
+        from trainer.optimizers.recipes import adamw
         from trainer.optimizers.schedules import ConstantSchedule
         from trainer.tasks.pretraining import Pretraining
         from trainer.training.state import create_state
@@ -65,7 +65,7 @@ class PreparedStep:
             MaskingConfig(max_predictions=settings["predictions"]),
         )
         self.cluster = create_cluster("cpu", 1)
-        optimizer = AdamW(learning_rate=ConstantSchedule(peak=settings["learning_rate"]))
+        optimizer = adamw(learning_rate=ConstantSchedule(peak=settings["learning_rate"]))
         self.state = create_state(self.cluster.strategy, self.task, optimizer, seed=0, dtype="float32")
         batch = divide_batch(rows, 1, settings["rows"], settings["rows"])
         self.program = TrainStep(self.cluster.strategy, self.task, optimizer, self.state, batch, seed=0)

@@ -1,0 +1,279 @@
+"""An optimizer: a rule that turns gradients into directions, and transformations of what comes of them, in a stated order.
+
+One update of one parameter goes through these stages (`value` is what the parameter is before):
+
+    direction = rule(gradient)                              e.g. Adam
+    direction = transformation(direction)   for each of stage `direction`: weight decay, layer adaptation
+    change    = learning_rate * direction
+    change    = transformation(change)      for each of stage `change`: multipliers of the rate, momentum of LARS
+    new       = value - change
+    new       = value where a row is to be kept, for those of stage `rows`: lazy updates
+    new       = transformation(new)         for each of stage `value`: Lookahead, average of weights
+
+Everything is a pure function of tensors in `keras.ops`; who holds the variables, and on which device, is the training
+step's business, as are reducing gradients over replicas, clipping, and leaving out updates that are not finite.
+"""
+
+import abc
+import dataclasses
+import re
+
+from keras import ops
+
+from trainer.optimizers.parameters import ROLES
+
+STAGES = ("direction", "change", "rows", "value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """What an optimizer remembers of a parameter.
+
+    Attributes:
+        shape: tuple of integers.
+        starts_as_value: whether it starts as a copy of the parameter; otherwise as zeros.
+    """
+
+    shape: tuple
+    starts_as_value: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What rules and transformations may look at in one update of one parameter.
+
+    Attributes:
+        parameter: the `Parameter`.
+        value: float32 tensor, the parameter before the update.
+        gradient: float32 tensor of its shape, reduced and clipped.
+        updates: scalar float32 tensor, the number of this update, from 1.
+        learning_rate: scalar float32 tensor.
+    """
+
+    parameter: object
+    value: object
+    gradient: object
+    updates: object
+    learning_rate: object
+
+
+class Rule(abc.ABC):
+    """Turns gradients into directions; a frozen dataclass of its settings."""
+
+    def slots(self, parameter):
+        """Returns `{name: Slot}` of a parameter."""
+        del parameter
+        return {}
+
+    @abc.abstractmethod
+    def direction(self, slots, context):
+        """Returns the direction, the dict of new slots, and a scalar that scales the learning rate (or None).
+
+        Args:
+            slots: dict of float32 tensors, as named by `slots`.
+            context: `Context`.
+        """
+
+
+class Transformation:
+    """Changes what a rule makes of a gradient; a frozen dataclass of its settings.
+
+    One of the stage `rows` has a `keep_rows` instead of a `transform`, see `LazyRows`.
+    """
+
+    stage = "direction"
+    for_evaluation = False  # of the stage `value`: whether it has an `evaluation_value` of its own
+    # What its slots are called, before a slash; the names of all slots of a parameter must differ.
+    prefix = ""
+
+    def slots(self, parameter):
+        """Returns `{name: Slot}` of a parameter."""
+        del parameter
+        return {}
+
+    def transform(self, tensor, slots, context):
+        """Returns the new direction, change or value, and the new slots.
+
+        Args:
+            tensor: float32 tensor of the parameter's shape: what the stages before made.
+            slots: dict of float32 tensors, as named by `slots`.
+            context: `Context`.
+        """
+        raise NotImplementedError
+
+    def evaluation_value(self, value, slots, *, updates):
+        """Returns what a parameter is in evaluation; arguments as in `Optimizer.evaluation_value`."""
+        del slots, updates
+        return value
+
+    def check(self, parameters):
+        """Looks whether the settings fit a model's parameters.
+
+        Raises:
+            ValueError: if a pattern matches none of them, say.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Chooses parameters by their role and, where that is not enough, by their name.
+
+    Args:
+        roles: roles that are chosen, of `trainer.optimizers.parameters.ROLES`.
+        patterns: regular expressions, looked for anywhere in the name, upper and lower case being the same. One that
+            matches no parameter is an error: a pattern that silently matches nothing is how exclusions go wrong.
+    """
+
+    roles: tuple = ()
+    patterns: tuple = ()
+
+    def __post_init__(self):
+        for name in ("roles", "patterns"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if unknown := sorted(set(self.roles) - set(ROLES)):
+            raise ValueError(f"roles are {', '.join(ROLES)}; got {', '.join(unknown)}")
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+    def __contains__(self, parameter):
+        return parameter.role in self.roles or any(_matches(pattern, parameter) for pattern in self.patterns)
+
+    def check(self, parameters):
+        """Raises `ValueError` if a pattern matches none of the parameters."""
+        check_patterns(self.patterns, parameters)
+
+
+def _matches(pattern, parameter):
+    return re.search(pattern, parameter.name, re.IGNORECASE) is not None
+
+
+def matching(patterns, parameter):
+    """Returns those of `patterns` that occur in the name of a parameter."""
+    return [pattern for pattern in patterns if _matches(pattern, parameter)]
+
+
+def check_patterns(patterns, parameters):
+    """Raises `ValueError` if a pattern matches no name of a parameter."""
+    for pattern in patterns:
+        if not any(_matches(pattern, parameter) for parameter in parameters):
+            some = ", ".join(parameter.name for parameter in parameters[:4])
+            raise ValueError(f"no parameter has {pattern!r} in its name; names are like {some}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """A rule and its transformations; see the head of this file for their order.
+
+    Args:
+        rule: `Rule`, such as `Adam`.
+        learning_rate: a schedule, see `trainer.optimizers.schedules`.
+        transformations: `Transformation`s; of one stage, those named first act first. Stages must come in their order.
+        clip_norm: greatest global norm of the gradients; None for no clipping. The training step applies it after the
+            gradients of all replicas and microbatches are summed.
+    """
+
+    rule: Rule
+    learning_rate: object
+    transformations: tuple = ()
+    clip_norm: float | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "transformations", tuple(self.transformations))
+        stages = [STAGES.index(each.stage) for each in self.transformations]
+        if stages != sorted(stages):
+            order = ", ".join(f"{type(each).__name__} ({each.stage})" for each in self.transformations)
+            raise ValueError(
+                f"transformations must come in the order of their stages, {', '.join(STAGES)}; got {order}"
+            )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
+
+    def slots(self, parameter):
+        """Returns `{name: Slot}` of everything that is remembered of a parameter."""
+        slots = dict(self.rule.slots(parameter))
+        for each in self.transformations:
+            for name, slot in each.slots(parameter).items():
+                name = f"{each.prefix}/{name}"
+                if name in slots:
+                    raise ValueError(f"{type(each).__name__} stands twice in the transformations")
+                slots[name] = slot
+        return slots
+
+    def check(self, parameters):
+        """Looks whether the settings fit a model's parameters.
+
+        Raises:
+            ValueError: if something in the settings stands for none of them.
+        """
+        for each in self.transformations:
+            each.check(parameters)
+
+    def update(self, parameter, value, gradient, slots, *, updates, learning_rate):
+        """Computes one update of one parameter.
+
+        Args:
+            parameter: its `Parameter`.
+            value: float32 tensor of any shape.
+            gradient: float32 tensor of the same shape.
+            slots: dict of float32 tensors, as named by `slots`.
+            updates: scalar float32 tensor, the number of this update, from 1.
+            learning_rate: scalar float32 tensor.
+
+        Returns:
+            the new value and the dict of new slots.
+        """
+        context = Context(parameter, value, gradient, updates, learning_rate)
+        own = {name: slots[name] for name in self.rule.slots(parameter)}
+        direction, new_slots, scale = self.rule.direction(own, context)
+        new_slots = dict(new_slots)
+
+        def through(stage, tensor):
+            for each in self._of_stage(stage):
+                names = each.slots(parameter)
+                own = {name: slots[f"{each.prefix}/{name}"] for name in names}
+                tensor, changed = each.transform(tensor, own, context)
+                new_slots.update({f"{each.prefix}/{name}": changed[name] for name in names})
+            return tensor
+
+        rate = learning_rate if scale is None else learning_rate * scale
+        change = through("change", rate * through("direction", direction))
+        new_value = value - change
+        for each in self._of_stage("rows"):
+            new_value, new_slots = each.keep_rows(new_value, new_slots, slots, context)
+        return through("value", new_value), new_slots
+
+    def _of_stage(self, stage):
+        return [each for each in self.transformations if each.stage == stage]
+
+    def evaluation_value(self, parameter, value, slots, *, updates):
+        """Returns what a parameter is in evaluation and export: its value, or what a transformation offers instead.
+
+        Args:
+            parameter: its `Parameter`.
+            value: float32 tensor, the parameter.
+            slots: dict of float32 tensors, as named by `slots`.
+            updates: scalar float32 tensor, updates done.
+        """
+        for each in self._of_stage("value"):
+            own = {name: slots[f"{each.prefix}/{name}"] for name in each.slots(parameter)}
+            value = each.evaluation_value(value, own, updates=updates)
+        return value
+
+    @property
+    def evaluates_other_values(self):
+        """Whether `evaluation_value` can differ from the value."""
+        return any(each.for_evaluation for each in self._of_stage("value"))
+
+
+def norm(tensor):
+    """Returns the Euclidean norm of a tensor of any shape, a scalar."""
+    return ops.sqrt(ops.sum(ops.square(tensor)))
+
+
+def root_mean_square(tensor):
+    """Returns the root of the mean of squares of a tensor of any shape, a scalar."""
+    return ops.sqrt(ops.mean(ops.square(tensor)))
