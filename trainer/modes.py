@@ -14,6 +14,7 @@ from trainer.plan import make_plan, show_plan
 from trainer.replay import replay_step, show_replay
 from trainer.run import assemble, check_vocabulary
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.evaluation_weights import use_evaluation_weights
 from trainer.training.loop import evaluate, train
 from trainer.training.run_directory import RunDirectory
 from trainer.training.run_lock import RunLock
@@ -91,6 +92,7 @@ def _restored(arguments, config, run, console):
     step = steps[-1] if arguments.step is None else arguments.step
     manager.restore(step)
     check_vocabulary(manager, step, assembly.task.vocabulary_sha256)
+    use_evaluation_weights(run.optimizer, state)
     report(f"checkpoint of step {step}")
     return assembly, state, step
 

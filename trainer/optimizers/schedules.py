@@ -17,6 +17,11 @@ def _warmup(step, warmup_steps):
     return ops.minimum(1.0, (step + 1.0) / (warmup_steps + 1.0))
 
 
+def _warmup_steps(schedule):
+    """Returns the steps of a schedule's warm-up, by default a tenth of all, at most 10,000."""
+    return min(10_000, schedule.total_steps // 10) if schedule.warmup_steps is None else schedule.warmup_steps
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _WarmupThenDecay(abc.ABC):
     """Linear warm-up to `peak`, then a decay to `final_share * peak` at `total_steps`, constant afterwards.
@@ -43,7 +48,7 @@ class _WarmupThenDecay(abc.ABC):
 
     def __call__(self, step):
         """Returns the learning rate for scalar float32 `step`."""
-        warmup = min(10_000, self.total_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        warmup = _warmup_steps(self)
         done = ops.clip((step - warmup) / max(1, self.total_steps - warmup), 0.0, 1.0)
         share = self.final_share + (1 - self.final_share) * self._left(done)
         return self.peak * _warmup(step, warmup) * share
@@ -114,24 +119,23 @@ class WarmupStableDecaySchedule:
     Args:
         peak: highest learning rate.
         total_steps: step at which the decay ends.
-        warmup_steps: steps of the warm-up.
+        warmup_steps: steps of the warm-up; None for a tenth of `total_steps`, at most 10,000.
         decay_steps: steps of the decay; None for a tenth of `total_steps`.
         final_share: share of `peak` that is left at the end.
     """
 
     peak: float
     total_steps: int
-    warmup_steps: int = 0
+    warmup_steps: int | None = None
     decay_steps: int | None = None
     final_share: float = 0.0
 
     def __post_init__(self):
         if self.peak <= 0:
             raise ValueError(f"the peak learning rate must be positive, got {self.peak}")
-        if self.warmup_steps < 0 or self.warmup_steps + self._decay > self.total_steps:
-            raise ValueError(
-                f"warm-up of {self.warmup_steps} and decay of {self._decay} steps do not fit into {self.total_steps}"
-            )
+        warmup = _warmup_steps(self)
+        if warmup < 0 or warmup + self._decay > self.total_steps:
+            raise ValueError(f"warm-up of {warmup} and decay of {self._decay} steps do not fit into {self.total_steps}")
 
     @property
     def _decay(self):
@@ -142,7 +146,7 @@ class WarmupStableDecaySchedule:
         begin = self.total_steps - self._decay
         done = ops.clip((step - begin) / max(1, self._decay), 0.0, 1.0)
         share = self.final_share + (1 - self.final_share) * (1.0 - ops.sqrt(done))
-        return self.peak * _warmup(step, self.warmup_steps) * share
+        return self.peak * _warmup(step, _warmup_steps(self)) * share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

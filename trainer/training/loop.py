@@ -13,6 +13,7 @@ from trainer.data.stored_rows import explain_read_error
 from trainer.errors import InputError, Preempted, TrainingFailed
 from trainer.run import FREE_PARAMETERS, load_initial_weights
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.evaluation_weights import evaluation_weights, use_evaluation_weights
 from trainer.training.interruption import Interruption
 from trainer.training.telemetry import Telemetry
 from trainer.training.watchdog import Watchdog
@@ -248,7 +249,7 @@ class TrainingRun:
             self._guard(progress, rows)
             if self._evaluates and (progress.step % run.eval_every == 0 or progress.step == run.steps):
                 self.telemetry.state("evaluating")
-                with watchdog.allowance(self._allowance):
+                with watchdog.allowance(self._allowance), evaluation_weights(run.optimizer, self.state):
                     self.telemetry.evaluation(progress.step, evaluate(self.assembly, self.evaluation))
             if progress.step % run.checkpoint_every == 0 or progress.step == run.steps:
                 self._save(progress.step)
@@ -352,6 +353,7 @@ def train(assembly, console=None, lock=None):
     training = TrainingRun(assembly, console, lock)
     training.train()
     if assembly.task.samples and assembly.cluster.is_chief and console is not None:
+        use_evaluation_weights(assembly.run.optimizer, training.state)
         try:
             answers = assembly.task.predict(training.state.model, list(assembly.task.samples), _SAMPLE_ANSWERS)
         except InputError as error:  # a sample that does not fit must not spoil a run that has finished
