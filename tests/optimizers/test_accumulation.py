@@ -1,0 +1,389 @@
+"""GradientAccumulation: the weights of one large batch, under every strategy, in fit and in loops of one's own."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.distribution import mirrored_on_cpu
+from trainer.optimizers.accumulation import CountsExamples, GradientAccumulation
+
+FEATURES, ROWS, UPDATES = 5, 16, 10
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.1),
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, global_clipnorm=0.3, epsilon=1e-4),
+    "lamb": lambda: keras.optimizers.Lamb(0.01, epsilon=1e-4),
+    "adafactor": lambda: keras.optimizers.Adafactor(0.01),
+    "schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.2, 1, 0.9)),
+}
+
+
+def data(batches=UPDATES):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(batches * ROWS, FEATURES)).astype(np.float32)
+    y = np.sin(x.sum(1, keepdims=True)) + x[:, :1] ** 2
+    return x, y.astype(np.float32)
+
+
+def make_model(base=keras.Model):
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input((FEATURES,))
+    outputs = keras.layers.Dense(1)(keras.layers.Dense(8, activation="tanh")(inputs))
+    return base(inputs, outputs)
+
+
+def strategy_of(replicas):
+    if replicas == 0:
+        return None
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy("CPU:0")
+    return mirrored_on_cpu([f"CPU:{i}" for i in range(replicas)])
+
+
+def scope_of(strategy):
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+class Loop:
+    """A training loop of one's own: each replica computes sums of losses of its microbatches."""
+
+    def __init__(self, replicas, optimizer, features=None):
+        self.strategy = strategy_of(replicas)
+        self.replicas = max(1, replicas)
+        with scope_of(self.strategy):
+            self.model = make_model()
+            self.optimizer = optimizer()
+            self.optimizer.build(self.model.trainable_variables)
+        self.graph_step = tf.function(self.microbatch)
+
+    def microbatch(self, x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(self.model(x) - y))
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        self.optimizer.count(tf.shape(x)[0])
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+
+    def run(self, parts, eagerly=False):
+        """Runs microbatches, each a list of (x, y), one a replica."""
+        step = self.microbatch if eagerly else self.graph_step
+        for part in parts:
+            if self.strategy is None:
+                step(*map(tf.constant, part[0]))
+                continue
+            x, y = (
+                self.strategy.experimental_distribute_values_from_function(
+                    lambda context, column=column, part=part: tf.constant(
+                        part[context.replica_id_in_sync_group][column]
+                    )
+                )
+                for column in (0, 1)
+            )
+            self.strategy.run(step, args=(x, y))
+
+    def weights(self):
+        return [np.array(keras.ops.convert_to_numpy(variable)) for variable in self.model.trainable_variables]
+
+
+def split(x, y, sizes, replicas):
+    """Cuts rows into microbatches of uneven sizes, in turn for each replica."""
+    parts, begin = [], 0
+    for _ in range(len(x) // sum(sizes)):
+        pieces = []
+        for size in sizes:
+            pieces.append((x[begin : begin + size], y[begin : begin + size]))
+            begin += size
+        parts += [pieces[i : i + replicas] for i in range(0, len(pieces), replicas)]
+    return parts
+
+
+def large_batches(optimizer, updates=UPDATES):
+    """The weights after updates with one large batch each, by the bare optimizer."""
+    model, (x, y) = make_model(), data(updates)
+    bare = optimizer()
+    for i in range(updates):
+        batch = slice(i * ROWS, (i + 1) * ROWS)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x[batch]) - y[batch]))
+        bare.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.trainable_variables]
+
+
+def assert_same(ours, expected, rtol=1e-5):
+    for own, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=rtol, atol=1e-6)
+
+
+SPLITS = {  # replicas (0: no strategy), and the rows of each microbatch of a window
+    "whole": (0, (16,)),
+    "no strategy": (0, (5, 1, 7, 3)),
+    "one device": (1, (8, 8)),
+    "two replicas": (2, (5, 1, 7, 3)),
+    "four replicas": (4, (5, 1, 7, 3)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("how", SPLITS)
+def test_uneven_microbatches_give_the_weights_of_one_large_batch(name, how):
+    replicas, sizes = SPLITS[how]
+    steps = len(sizes) // max(1, replicas)
+    loop = Loop(replicas, lambda: GradientAccumulation(OPTIMIZERS[name](), steps=steps, reduction="weighted"))
+    loop.run(split(*data(), sizes, loop.replicas))
+    assert_same(loop.weights(), large_batches(OPTIMIZERS[name]))
+    assert int(keras.ops.convert_to_numpy(loop.optimizer.iterations)) == UPDATES
+    assert int(keras.ops.convert_to_numpy(loop.optimizer.microbatches)) == UPDATES * steps
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_it_works_eagerly(replicas):
+    make = OPTIMIZERS["adamw"]
+    loop = Loop(replicas, lambda: GradientAccumulation(make(), steps=4 // max(1, replicas), reduction="weighted"))
+    loop.run(split(*data(3), (5, 1, 7, 3), loop.replicas), eagerly=True)
+    assert_same(loop.weights(), large_batches(make, 3))
+
+
+@pytest.mark.parametrize("one_program", [False, True])
+def test_xla_compiles_it_also_in_the_form_that_tpus_get(one_program, monkeypatch):
+    monkeypatch.setattr("trainer.optimizers.accumulation._is_one_program", lambda strategy: one_program)
+    make = OPTIMIZERS["adamw"]
+    loop = Loop(0, lambda: GradientAccumulation(make(), steps=4, reduction="weighted"))
+    loop.graph_step = tf.function(loop.microbatch, jit_compile=True)
+    loop.run(split(*data(4), (4, 4, 4, 4), 1))
+    assert_same(loop.weights(), large_batches(make, 4))
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 2])
+def test_fit_gives_the_weights_of_large_batches(replicas):
+    x, y = data()
+    expected = make_model()
+    expected.compile(OPTIMIZERS["adamw"](), "mse")
+    expected.fit(x, y, batch_size=ROWS, epochs=2, shuffle=False, verbose=0)
+    with scope_of(strategy_of(replicas)):
+        model = make_model()
+        model.compile(GradientAccumulation(OPTIMIZERS["adamw"](), steps=4), "mse")
+    model.fit(x, y, batch_size=ROWS // 4, epochs=2, shuffle=False, verbose=0)
+    assert_same(model.get_weights(), expected.get_weights())
+
+
+def test_what_keras_itself_does_raises_under_mirrored_strategy():
+    x, y = data()
+    with strategy_of(2).scope():
+        model = make_model()
+        model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), "mse")
+    with pytest.raises(RuntimeError, match="merge_call"):
+        model.fit(x, y, batch_size=4, verbose=0)
+
+
+def test_fit_with_counted_examples_weighs_the_last_batch_by_its_size():
+    class Model(CountsExamples, keras.Model):
+        pass
+
+    x, y = data()
+    x, y = x[:15], y[:15]  # batches of 4, 4, 4 and 3
+    for replicas in (0, 2):
+        with scope_of(strategy_of(replicas)):
+            model = make_model(Model)
+            model.compile(
+                GradientAccumulation(keras.optimizers.SGD(0.1), steps=4, reduction="weighted"),
+                keras.losses.MeanSquaredError(reduction="sum"),
+            )
+        model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+        model.evaluate(x, y, batch_size=4, verbose=0)  # counts nothing
+        expected = make_model()
+        expected.compile(keras.optimizers.SGD(0.1), "mse")
+        expected.fit(x, y, batch_size=15, shuffle=False, verbose=0)
+        assert_same(model.get_weights(), expected.get_weights())
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_an_incomplete_window_is_applied_at_the_end_of_fit_with_its_true_weight(replicas):
+    x, y = data(1)
+    with scope_of(strategy_of(replicas)):
+        model = make_model()
+        model.compile(GradientAccumulation(keras.optimizers.SGD(0.1), steps=100), "mse")
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    assert_same(model.get_weights(), large_batches(OPTIMIZERS["sgd"], 1))
+    model.optimizer.flush()  # nothing is left
+    assert_same(model.get_weights(), large_batches(OPTIMIZERS["sgd"], 1))
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 1
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_a_window_that_is_not_finite_on_one_replica_changes_nothing_anywhere(replicas):
+    steps = 4 // max(1, replicas)
+    loop = Loop(replicas, lambda: GradientAccumulation(OPTIMIZERS["momentum"](), steps=steps, reduction="weighted"))
+    x, y = data(3)
+    before = loop.weights()
+    broken = x.copy()
+    broken[ROWS - 1, 0] = np.inf  # the last row of the first window, so of the last replica
+    loop.run(split(broken[:ROWS], y[:ROWS], (5, 1, 7, 3), loop.replicas))
+    assert all(np.array_equal(new, old) for new, old in zip(loop.weights(), before, strict=True))
+    assert int(keras.ops.convert_to_numpy(loop.optimizer.skipped)) == 1
+    assert int(keras.ops.convert_to_numpy(loop.optimizer.iterations)) == 0
+    # It goes on as if the window had not been.
+    loop.run(split(x, y, (5, 1, 7, 3), loop.replicas))
+    assert_same(loop.weights(), large_batches(OPTIMIZERS["momentum"], 3))
+    for variable in loop.model.trainable_variables:
+        copies = variable.value.values if replicas else [variable.value]
+        assert all(np.array_equal(copies[0], copy) for copy in copies)
+
+
+@pytest.mark.parametrize("after", [0, 2, 4])
+def test_a_checkpoint_in_mid_window_goes_on_on_any_number_of_replicas(after, tmp_path):
+    make = OPTIMIZERS["momentum"]
+    x, y = data(2)
+    begun = Loop(2, lambda: GradientAccumulation(make(), steps=2, reduction="weighted"))
+    pieces = split(x, y, (5, 1, 7, 3), 2)
+    begun.run(pieces[:3])  # one window and a half
+    path = tf.train.Checkpoint(model=begun.model, optimizer=begun.optimizer).save(str(tmp_path / "mid"))
+
+    replicas = max(1, after)
+    rest = 8 // replicas  # of the microbatches, so that any window ends with the data
+    resumed = Loop(after, lambda: GradientAccumulation(make(), steps=rest, reduction="weighted"))
+    tf.train.Checkpoint(model=resumed.model, optimizer=resumed.optimizer).restore(path).assert_consumed()
+    left = pieces[3]
+    if replicas == 1:
+        resumed.run([[piece] for piece in left])
+    elif replicas == 2:
+        resumed.run([left])
+    else:
+        nothing = (x[:0], y[:0])
+        resumed.run([[*left, nothing, nothing]])
+    resumed.optimizer.flush()
+    assert_same(resumed.weights(), large_batches(make, 2))
+
+
+def test_saved_keras_files_keep_the_window(tmp_path):
+    x, y = data(1)
+    loop = Loop(0, lambda: GradientAccumulation(OPTIMIZERS["adamw"](), steps=4))
+    model = loop.model
+    model.compile(loop.optimizer, "mse")
+    for i in range(0, 8, 4):
+        model.train_on_batch(x[i : i + 4], y[i : i + 4])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, GradientAccumulation) and loaded.optimizer.steps == 4
+    for i in range(8, 16, 4):
+        loaded.train_on_batch(x[i : i + 4], y[i : i + 4])
+    assert_same(loaded.get_weights(), large_batches(OPTIMIZERS["adamw"], 1))
+
+
+def test_windows_may_grow():
+    make = OPTIMIZERS["sgd"]
+    grown = lambda updates: tf.where(updates < 1, 1, 3)
+    loop = Loop(0, lambda: GradientAccumulation(make(), steps=grown, reduction="weighted"))
+    x, y = data(4)
+    seen = []
+    for i in range(4):
+        loop.run([[(x[i * ROWS : (i + 1) * ROWS], y[i * ROWS : (i + 1) * ROWS])]])
+        seen.append(int(loop.optimizer.iterations))
+    assert seen == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_sparse_gradients_are_accumulated(replicas):
+    ids = np.array([[1, 2], [3, 3], [0, 1], [4, 2]], np.int32)
+
+    def make():
+        keras.utils.set_random_seed(3)
+        return keras.Sequential(
+            [keras.Input((2,), dtype="int32"), keras.layers.Embedding(6, 3), keras.layers.Flatten()]
+        )
+
+    results = []
+    for accumulates in (True, False):
+        strategy = strategy_of(replicas if accumulates else 0)
+        with scope_of(strategy):
+            model = make()
+            optimizer = keras.optimizers.SGD(0.5)
+            if accumulates:
+                optimizer = GradientAccumulation(optimizer, steps=4 // max(1, replicas), reduction="weighted")
+            optimizer.build(model.trainable_variables)
+
+        def step(rows, accumulates=accumulates, model=model, optimizer=optimizer):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(rows) ** 2) / (1.0 if accumulates else 4.0)
+            gradients = tape.gradient(loss, model.trainable_variables)
+            if accumulates:
+                assert isinstance(gradients[0], tf.IndexedSlices)
+                optimizer.count(tf.shape(rows)[0])
+            optimizer.apply([gradients[0] if accumulates else tf.convert_to_tensor(gradients[0])])
+
+        if not accumulates:
+            step(tf.constant(ids))
+        elif strategy is None:
+            for row in ids:
+                tf.function(step)(tf.constant(row[None]))
+        else:
+            for i in (0, 2):
+                rows = strategy.experimental_distribute_values_from_function(
+                    lambda context, i=i: tf.constant(ids[i + context.replica_id_in_sync_group][None])
+                )
+                strategy.run(tf.function(step), args=(rows,))
+        results.append([np.array(keras.ops.convert_to_numpy(model.trainable_variables[0]))])
+    assert_same(*results)
+
+
+def collectives(steps):
+    """Reductions in a microbatch's graph and in what it calls, such as conditions, of a strategy where they show."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = make_model()
+        optimizer = GradientAccumulation(keras.optimizers.AdamW(0.01), steps=steps)
+        optimizer.build(model.trainable_variables)
+
+    def microbatch(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x) ** 2)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables))
+
+    @tf.function
+    def step(x):
+        strategy.run(microbatch, args=(x,))
+
+    graph = step.get_concrete_function(tf.zeros((2, FEATURES))).graph.as_graph_def()
+    inside = [node for function in graph.library.function for node in function.node_def]
+    return [[node.name for node in nodes if node.op.startswith("CollectiveReduce")] for nodes in (graph.node, inside)]
+
+
+def test_replicas_are_reduced_once_a_window_and_only_there():
+    for steps in (1, 8):
+        always, at_the_end = collectives(steps)
+        assert always == []
+        assert len(at_the_end) == 2  # one a replica: all gradients travel together
+
+
+def test_float16_scales_the_loss_inside_and_refuses_it_outside():
+    x, y = data(2)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = make_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**30)
+    optimizer = GradientAccumulation(scaled, steps=4)
+    model.compile(optimizer, "mse", auto_scale_loss=False)
+    model.fit(x, y, batch_size=4, epochs=20, shuffle=False, verbose=0)
+    assert float(scaled.dynamic_scale) < 2.0**30  # windows that overflowed lowered it
+    assert 0 < int(optimizer.iterations) < 40
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    with pytest.raises(ValueError, match="LossScaleOptimizer must be inside"):
+        keras.optimizers.LossScaleOptimizer(GradientAccumulation(keras.optimizers.SGD(0.1), steps=2))
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        GradientAccumulation(keras.optimizers.SGD(0.1), steps=0)
+    with pytest.raises(ValueError, match="mean, weighted"):
+        GradientAccumulation(keras.optimizers.SGD(0.1), reduction="sum")
+    with pytest.raises(ValueError, match="gradient_accumulation_steps"):
+        GradientAccumulation(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    with pytest.raises(ValueError, match="multiply their steps"):
+        GradientAccumulation(GradientAccumulation(keras.optimizers.SGD(0.1)))
+    with pytest.raises(ValueError, match="is for reduction"):
+        GradientAccumulation(keras.optimizers.SGD(0.1)).count(1)
+    with pytest.raises(ValueError, match="before the first microbatch"):
+        GradientAccumulation(keras.optimizers.SGD(0.1), reduction="weighted").count(1)
