@@ -180,11 +180,9 @@ class GradientAccumulation(keras.optimizers.Optimizer):
 
         To be called outside of replicas.
         """
-        if self.built:
-            self._distribution_strategy.run(self._flush_replica)
-
-    def _flush_replica(self):
-        self._meet(_own(self._in_window).read_value() > 0)
+        if self.built and tf.convert_to_tensor(self._in_window.value) > 0:
+            strategy = self._distribution_strategy
+            tf.function(lambda: strategy.run(lambda: self._meet(tf.constant(True))), autograph=False)()
 
     def finalize_variable_values(self, var_list):
         """Called by `fit` at its end: applies an incomplete window."""
