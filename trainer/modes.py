@@ -12,9 +12,10 @@ from trainer.errors import InputError
 from trainer.export import export_model
 from trainer.plan import make_plan, show_plan
 from trainer.replay import replay_step, show_replay
-from trainer.run import assemble, check_vocabulary
+from trainer.run import assemble
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import use_evaluation_weights
+from trainer.training.initial_weights import check_vocabulary
 from trainer.training.loop import evaluate, train
 from trainer.training.run_directory import RunDirectory
 from trainer.training.run_lock import RunLock

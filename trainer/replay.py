@@ -7,7 +7,7 @@ import tensorflow as tf
 from rich.table import Table
 
 from trainer.errors import InputError
-from trainer.run import check_vocabulary, load_initial_weights
+from trainer.training.initial_weights import check_vocabulary, load_initial_weights
 from trainer.training.run_directory import read_metrics
 
 _SHOWN = 8

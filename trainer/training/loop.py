@@ -11,9 +11,9 @@ import tensorflow as tf
 from trainer import storage
 from trainer.data.stored_rows import explain_read_error
 from trainer.errors import InputError, Preempted, TrainingFailed
-from trainer.run import FREE_PARAMETERS, load_initial_weights
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import evaluation_weights, use_evaluation_weights
+from trainer.training.initial_weights import load_initial_weights
 from trainer.training.interruption import Interruption
 from trainer.training.telemetry import Telemetry
 from trainer.training.watchdog import Watchdog
@@ -36,7 +36,7 @@ def guard_config(assembly):
     """
     path = assembly.directory.config_path
     if storage.exists(path) and storage.listing(assembly.directory.checkpoints_path):
-        differences = assembly.config.differences(storage.read_text(path), free=FREE_PARAMETERS)
+        differences = assembly.config_differences(storage.read_text(path))
         if differences:
             listed = "\n  ".join(differences)
             raise InputError(

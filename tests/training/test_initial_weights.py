@@ -5,8 +5,8 @@ import pytest
 from small_runs import small_run
 
 from trainer.errors import InputError
-from trainer.run import load_initial_weights
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.initial_weights import load_initial_weights
 
 
 @pytest.fixture
