@@ -5,6 +5,9 @@ import pytest
 from small_runs import small_run
 
 from trainer.errors import InputError
+from trainer.optimizers.recipes import sgd
+from trainer.optimizers.schedules import ConstantSchedule
+from trainer.optimizers.transformations import Lookahead
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.initial_weights import load_initial_weights
 
@@ -50,3 +53,12 @@ def test_weights_of_another_vocabulary_are_refused(run_folder):
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint"):
         load_initial_weights(str(tmp_path), small_run().state, "vocabulary")
+
+
+def test_slow_weights_start_from_the_loaded_ones(run_folder):
+    folder, weights = run_folder
+    optimizer = sgd(learning_rate=ConstantSchedule(peak=0.1), transformations=(Lookahead(),))
+    state = small_run(seed=6, optimizer=optimizer).state
+    load_initial_weights(str(folder), state, "vocabulary")
+    for parameter, slots in zip(state.parameters, state.slots, strict=True):
+        np.testing.assert_array_equal(np.array(slots["lookahead/slow"]), weights[parameter.name])
