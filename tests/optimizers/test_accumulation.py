@@ -8,7 +8,11 @@ import pytest
 import tensorflow as tf
 
 from trainer.distribution import mirrored_on_cpu
+from trainer.optimizers import recipes
 from trainer.optimizers.accumulation import CountsExamples, GradientAccumulation
+from trainer.optimizers.keras_optimizer import KerasOptimizer
+from trainer.optimizers.schedules import LinearSchedule
+from trainer.optimizers.transformations import Lookahead
 
 FEATURES, ROWS, UPDATES = 5, 16, 10
 OPTIMIZERS = {
@@ -17,6 +21,10 @@ OPTIMIZERS = {
     "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, global_clipnorm=0.3, epsilon=1e-4),
     "lamb": lambda: keras.optimizers.Lamb(0.01, epsilon=1e-4),
     "adafactor": lambda: keras.optimizers.Adafactor(0.01),
+    "ours: lamb with lookahead": lambda: KerasOptimizer(
+        recipes.lamb(learning_rate=LinearSchedule(peak=0.02, total_steps=20), transformations=(Lookahead(every=3),))
+    ),
+    "ours: lion": lambda: KerasOptimizer(recipes.lion(learning_rate=LinearSchedule(peak=0.01, total_steps=20))),
     "schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.2, 1, 0.9)),
 }
 

@@ -1,15 +1,19 @@
 """Each optimizer equals its paper's equations, written again in NumPy with float64, and optax where that has it."""
 
+import dataclasses
+
+import keras
 import numpy as np
 import optax
 import pytest
 import tensorflow as tf
 
 from trainer.optimizers import recipes
+from trainer.optimizers.keras_optimizer import KerasOptimizer
 from trainer.optimizers.optimizer import Optimizer, Selection
 from trainer.optimizers.parameters import Parameter
 from trainer.optimizers.rules import AdaFactor, Adam, GradientDescent, orthogonalized
-from trainer.optimizers.schedules import ConstantSchedule
+from trainer.optimizers.schedules import ConstantSchedule, LinearSchedule
 from trainer.optimizers.transformations import (
     LayerAdaptation,
     LazyRows,
@@ -399,6 +403,35 @@ def test_exclusion_by_name_ignores_case_and_must_match_something():
         broken = Optimizer(rule=Adam(), learning_rate=Declining(), transformations=(wrong,))
         with pytest.raises(ValueError, match=r"no parameter has .* in its name; names are like model/embeddings/table"):
             broken.check(PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        recipes.lamb(learning_rate=LinearSchedule(peak=0.1, total_steps=30), transformations=(Lookahead(every=3),)),
+        recipes.adafactor(learning_rate=ConstantSchedule(peak=0.1)),
+        recipes.muon(learning_rate=ConstantSchedule(peak=0.1), transformations=(LazyRows(), WeightAverage())),
+    ],
+    ids=["lamb with lookahead", "adafactor", "muon, lazy rows, average"],
+)
+def test_as_a_keras_optimizer_it_does_the_same(ours):
+    ours = dataclasses.replace(ours, clip_norm=None)  # clipping is tested where gradients are reduced
+    expected, expected_slots = run(ours)
+    values, gradients = start_and_gradients()
+    names = ("embeddings", "kernel", "bias", "gamma")
+    variables = [keras.Variable(value, name=name) for value, name in zip(values, names, strict=True)]
+    optimizer = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(KerasOptimizer(ours)))
+    assert optimizer.optimizer == ours
+    step = tf.function(lambda each: optimizer.apply(each, variables))
+    optimizer.build(variables)
+    for of_step in gradients:
+        step([tf.constant(gradient) for gradient in of_step])
+    for variable, value in zip(variables, expected[-1], strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
+    for found, slots in zip(optimizer._slots, expected_slots, strict=True):
+        assert found.keys() == slots.keys()
+        for name, slot in slots.items():
+            np.testing.assert_allclose(found[name].numpy(), slot, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_what_makes_no_sense_is_refused():

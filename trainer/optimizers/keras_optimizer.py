@@ -1,0 +1,141 @@
+"""The trainer's optimizers in other people's Keras programs."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from trainer.optimizers import optimizer as optimizer_module
+from trainer.optimizers import rules, schedules, transformations
+from trainer.optimizers.parameters import Parameter, parameters_of
+
+_CLASSES = {
+    name: value
+    for module in (optimizer_module, rules, schedules, transformations)
+    for name, value in vars(module).items()
+    if dataclasses.is_dataclass(value)
+}
+_NORMALIZATION_NAMES = ("gamma", "beta", "scale")
+
+
+@keras.saving.register_keras_serializable(package="bert_trainer")
+class KerasOptimizer(keras.optimizers.Optimizer):
+    """An `Optimizer` of this trainer as a Keras optimizer, for `compile`, loops of one's own and `GradientAccumulation`.
+
+    Args:
+        optimizer: `trainer.optimizers.optimizer.Optimizer`, such as `recipes.lamb(...)` makes. With several replicas its
+            `clip_norm` is right inside `GradientAccumulation` (also of one step); alone, Keras clips each replica's
+            gradients before it sums them.
+        model: built Keras layer or model whose layers tell the roles of its variables; without it roles go by the names
+            that Keras gives: `embeddings`, `gamma`, `beta`, `scale`, and everything of fewer than two dimensions is a bias.
+        name: of the optimizer.
+    """
+
+    def __init__(self, optimizer, model=None, name="keras_optimizer"):
+        super().__init__(
+            learning_rate=_Schedule(optimizer.learning_rate), global_clipnorm=optimizer.clip_norm, name=name
+        )
+        self.optimizer = optimizer
+        self._roles = {} if model is None else {each.name: each for each in parameters_of(model)}
+
+    def build(self, variables):
+        """Makes the slots for a list of variables."""
+        if self.built:
+            return
+        super().build(variables)
+        self._parameters = [self._parameter(variable) for variable in variables]
+        self.optimizer.check(self._parameters)
+        self._slots = []
+        for parameter, variable in zip(self._parameters, variables, strict=True):
+            self._slots.append(
+                {
+                    name: self._slot_variable(variable, name, slot)
+                    for name, slot in self.optimizer.slots(parameter).items()
+                }
+            )
+
+    def _parameter(self, variable):
+        known = self._roles.get(variable.path)
+        if known is not None:
+            return dataclasses.replace(known, variable=None, shape=tuple(variable.shape))
+        name = variable.path.rpartition("/")[2]
+        if name == "embeddings":
+            role = "embedding"
+        elif name in _NORMALIZATION_NAMES:
+            role = "normalization"
+        else:
+            role = "bias" if len(variable.shape) < 2 else "kernel"
+        return Parameter(variable.path, role, None, 0, tuple(variable.shape))
+
+    def _slot_variable(self, variable, name, slot):
+        start = "zeros"
+        if slot.starts_as_value:
+            start = lambda shape, dtype: ops.cast(ops.convert_to_tensor(variable), dtype)
+        with self._distribution_strategy.extended.colocate_vars_with(variable.value):
+            return self.add_variable(
+                slot.shape, initializer=start, dtype="float32", name=f"{variable.path}_{name}".replace("/", "_")
+            )
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one variable and its slots."""
+        index = self._get_variable_index(variable)
+        slots = self._slots[index]
+        value, new_slots = self.optimizer.update(
+            self._parameters[index],
+            ops.cast(variable, "float32"),
+            ops.cast(tf.convert_to_tensor(gradient), "float32"),
+            {name: ops.convert_to_tensor(slot) for name, slot in slots.items()},
+            updates=ops.cast(self.iterations + 1, "float32"),
+            learning_rate=ops.cast(learning_rate, "float32"),
+        )
+        self.assign(variable, value)
+        for name, slot in slots.items():
+            self.assign(slot, new_slots[name])
+
+    def get_config(self):
+        """Returns what the optimizer can be made again from (the roles of a `model` go by name then)."""
+        return {"optimizer": _to_config(self.optimizer), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes an optimizer from what `get_config` returned."""
+        return cls(_from_config(config["optimizer"]), name=config["name"])
+
+
+class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of this trainer as one of Keras."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self._schedule = schedule
+
+    def __call__(self, step):
+        return self._schedule(ops.cast(step, "float32"))
+
+    def get_config(self):
+        return {"schedule": _to_config(self._schedule)}
+
+
+def _to_config(value):
+    """Returns an object of frozen dataclasses as JSON has it."""
+    if dataclasses.is_dataclass(value):
+        if _CLASSES.get(type(value).__name__) is not type(value):
+            raise ValueError(f"{type(value).__name__} cannot be written to a configuration")
+        fields = {field.name: _to_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": type(value).__name__, "fields": fields}
+    if isinstance(value, dict):
+        return {"items": [[key, _to_config(each)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_to_config(each) for each in value]
+    return value
+
+
+def _from_config(config):
+    if isinstance(config, list):
+        return tuple(_from_config(each) for each in config)
+    if isinstance(config, dict) and "items" in config:
+        return {key: _from_config(each) for key, each in config["items"]}
+    if isinstance(config, dict):
+        return _CLASSES[config["class"]](**{name: _from_config(each) for name, each in config["fields"].items()})
+    return config
