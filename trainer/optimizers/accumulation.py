@@ -144,7 +144,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         if self.reduction != "weighted":
             raise ValueError('count() is for reduction="weighted"')
         self._require_built()
-        _own(self._weight).assign_add(tf.cast(weight, tf.float32))
+        replica_local(self._weight).assign_add(tf.cast(weight, tf.float32))
 
     def _require_built(self):
         if not self.built:
@@ -166,14 +166,14 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         self._check_variables_are_known(variables)
         for gradient, variable in zip(grads, variables, strict=True):
             if gradient is not None:
-                _add(_own(self._sums[self._get_variable_index(variable)]), gradient)
+                _add(replica_local(self._sums[self._get_variable_index(variable)]), gradient)
         self._iterations.assign_add(1)
         self._in_window.assign_add(1)
-        complete = _own(self._in_window).read_value() >= tf.cast(self._window_steps(), tf.int32)
+        complete = replica_local(self._in_window).read_value() >= tf.cast(self._window_steps(), tf.int32)
         self._meet(complete)
 
     def _window_steps(self):
-        return self.steps(_own(self.iterations).read_value()) if callable(self.steps) else self.steps
+        return self.steps(replica_local(self.iterations).read_value()) if callable(self.steps) else self.steps
 
     def flush(self):
         """Applies an incomplete window with what it holds; `fit` does so at its end. Does nothing after a complete one.
@@ -219,10 +219,11 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         """Returns the gradients of the window, the same on all replicas, and whether they are to be applied."""
         context = tf.distribute.get_replica_context()
         *sums, weight = context.all_reduce(
-            tf.distribute.ReduceOp.SUM, [_own(variable).read_value() for variable in (*self._sums, self._weight)]
+            tf.distribute.ReduceOp.SUM,
+            [replica_local(variable).read_value() for variable in (*self._sums, self._weight)],
         )
         if self.reduction == "mean":
-            weight = tf.cast(_own(self._in_window).read_value(), tf.float32)
+            weight = tf.cast(replica_local(self._in_window).read_value(), tf.float32)
         gradients = [tf.math.divide_no_nan(tensor, weight) for tensor in sums]
         if isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer):
             return gradients, tf.constant(True)  # it must see what is not finite to lower its scale
@@ -241,7 +242,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
 
     def _clear(self):
         for variable in (*self._sums, self._weight):
-            own = _own(variable)
+            own = replica_local(variable)
             own.assign(tf.zeros_like(own))
         self._in_window.assign(0)
         return tf.constant(0)
@@ -293,7 +294,7 @@ def _check_inner(inner):
         raise ValueError("GradientAccumulation around GradientAccumulation: multiply their steps instead")
     if getattr(inner, "gradient_accumulation_steps", None):
         raise ValueError("the inner optimizer accumulates, too: remove its gradient_accumulation_steps")
-    if getattr(inner, "iterations", None) is not None and getattr(inner, "built", False):
+    if inner.built:
         raise ValueError("the inner optimizer has been built already: give a new one")
     if not hasattr(inner, "_all_reduce_sum_gradients"):
         raise ValueError(f"{type(inner).__name__} is no Keras 3 optimizer on the TensorFlow backend")
@@ -302,11 +303,6 @@ def _check_inner(inner):
 def _is_one_program(strategy):
     """Whether replicas are one program, in which a condition may hold what synchronises them."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
-
-
-def _own(variable):
-    """This replica's copy of a Keras variable."""
-    return replica_local(variable)
 
 
 def _add(accumulator, gradient):

@@ -47,14 +47,12 @@ class Context:
         value: float32 tensor, the parameter before the update.
         gradient: float32 tensor of its shape, reduced and clipped.
         updates: scalar float32 tensor, the number of this update, from 1.
-        learning_rate: scalar float32 tensor.
     """
 
     parameter: object
     value: object
     gradient: object
     updates: object
-    learning_rate: object
 
 
 class Rule(abc.ABC):
@@ -102,9 +100,8 @@ class Transformation:
         raise NotImplementedError
 
     def evaluation_value(self, value, slots, *, updates):
-        """Returns what a parameter is in evaluation; arguments as in `Optimizer.evaluation_value`."""
-        del slots, updates
-        return value
+        """Returns what a parameter is in evaluation, if `for_evaluation`; arguments as in `Optimizer.evaluation_value`."""
+        raise NotImplementedError
 
     def check(self, parameters):
         """Looks whether the settings fit a model's parameters.
@@ -226,7 +223,7 @@ class Optimizer:
         Returns:
             the new value and the dict of new slots.
         """
-        context = Context(parameter, value, gradient, updates, learning_rate)
+        context = Context(parameter, value, gradient, updates)
         own = {name: slots[name] for name in self.rule.slots(parameter)}
         direction, new_slots, scale = self.rule.direction(own, context)
         new_slots = dict(new_slots)
@@ -258,7 +255,7 @@ class Optimizer:
             slots: dict of float32 tensors, as named by `slots`.
             updates: scalar float32 tensor, updates done.
         """
-        for each in self._of_stage("value"):
+        for each in self._for_evaluation():
             own = {name: slots[f"{each.prefix}/{name}"] for name in each.slots(parameter)}
             value = each.evaluation_value(value, own, updates=updates)
         return value
@@ -266,7 +263,10 @@ class Optimizer:
     @property
     def evaluates_other_values(self):
         """Whether `evaluation_value` can differ from the value."""
-        return any(each.for_evaluation for each in self._of_stage("value"))
+        return bool(self._for_evaluation())
+
+    def _for_evaluation(self):
+        return [each for each in self._of_stage("value") if each.for_evaluation]
 
 
 def norm(tensor):

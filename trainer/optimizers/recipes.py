@@ -8,11 +8,19 @@ What all of them take:
     transformations: more `Transformation`s, such as `Lookahead`; each goes behind the recipe's own of its stage.
 """
 
-from trainer.optimizers.optimizer import STAGES, Optimizer, Selection
+from trainer.optimizers.optimizer import STAGES, Optimizer
 from trainer.optimizers.rules import AdaFactor, Adam, GradientDescent, Lion, Muon
-from trainer.optimizers.transformations import ChangeMomentum, LarsScaling, LayerAdaptation, WeightDecay
+from trainer.optimizers.transformations import (
+    BIASES_AND_NORMALIZATIONS,
+    ChangeMomentum,
+    LarsScaling,
+    LayerAdaptation,
+    WeightDecay,
+)
 
-DEFAULT_EXCLUDE = Selection(roles=("bias", "normalization"))
+
+def _decay(rate, exclude):
+    return WeightDecay(rate=rate, exclude=exclude or BIASES_AND_NORMALIZATIONS)
 
 
 def _optimizer(rule, learning_rate, clip_norm, own, more):
@@ -24,9 +32,10 @@ def sgd(
     *, learning_rate, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=None, exclude=None, transformations=()
 ):
     """Gradient descent with momentum and decoupled weight decay."""
-    decay = WeightDecay(rate=weight_decay, exclude=exclude or DEFAULT_EXCLUDE)
     rule = GradientDescent(momentum=momentum, nesterov=nesterov)
-    return _optimizer(rule, learning_rate, clip_norm, (decay,) if weight_decay else (), transformations)
+    return _optimizer(
+        rule, learning_rate, clip_norm, (_decay(weight_decay, exclude),) if weight_decay else (), transformations
+    )
 
 
 def adamw(
@@ -43,8 +52,7 @@ def adamw(
 ):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2)."""
     rule = Adam(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, bias_correction=bias_correction)
-    decay = WeightDecay(rate=weight_decay, exclude=exclude or DEFAULT_EXCLUDE)
-    return _optimizer(rule, learning_rate, clip_norm, (decay,), transformations)
+    return _optimizer(rule, learning_rate, clip_norm, (_decay(weight_decay, exclude),), transformations)
 
 
 def stable_adamw(
@@ -60,8 +68,7 @@ def stable_adamw(
 ):
     """StableAdamW (Wortsman et al. 2023, arXiv 2304.13013), with the settings of ModernBERT (arXiv 2412.13663)."""
     rule = Adam(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, clip_update=True)
-    decay = WeightDecay(rate=weight_decay, exclude=exclude or DEFAULT_EXCLUDE)
-    return _optimizer(rule, learning_rate, clip_norm, (decay,), transformations)
+    return _optimizer(rule, learning_rate, clip_norm, (_decay(weight_decay, exclude),), transformations)
 
 
 def lamb(
@@ -79,10 +86,10 @@ def lamb(
     transformations=(),
 ):
     """LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2): weight decay, then layer adaptation, of Adam's direction."""
-    exclude = exclude or DEFAULT_EXCLUDE
+    exclude = exclude or BIASES_AND_NORMALIZATIONS
     rule = Adam(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, bias_correction=bias_correction)
     own = (
-        WeightDecay(rate=weight_decay, exclude=exclude),
+        _decay(weight_decay, exclude),
         LayerAdaptation(least_ratio=least_ratio, greatest_ratio=greatest_ratio, exclude=exclude),
     )
     return _optimizer(rule, learning_rate, clip_norm, own, transformations)
@@ -99,7 +106,9 @@ def lars(
     transformations=(),
 ):
     """LARS (You et al. 2017, arXiv 1708.03888, algorithm 1)."""
-    scaling = LarsScaling(coefficient=coefficient, weight_decay=weight_decay, exclude=exclude or DEFAULT_EXCLUDE)
+    scaling = LarsScaling(
+        coefficient=coefficient, weight_decay=weight_decay, exclude=exclude or BIASES_AND_NORMALIZATIONS
+    )
     own = (scaling, ChangeMomentum(momentum=momentum))
     return _optimizer(GradientDescent(), learning_rate, clip_norm, own, transformations)
 
@@ -115,8 +124,9 @@ def lion(
     transformations=(),
 ):
     """Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2)."""
-    decay = WeightDecay(rate=weight_decay, exclude=exclude or DEFAULT_EXCLUDE)
-    return _optimizer(Lion(beta_1=beta_1, beta_2=beta_2), learning_rate, clip_norm, (decay,), transformations)
+    return _optimizer(
+        Lion(beta_1=beta_1, beta_2=beta_2), learning_rate, clip_norm, (_decay(weight_decay, exclude),), transformations
+    )
 
 
 def adafactor(
@@ -134,8 +144,9 @@ def adafactor(
     rule = AdaFactor(
         decay_exponent=decay_exponent, clip_threshold=clip_threshold, scale_by_parameter=scale_by_parameter
     )
-    decay = WeightDecay(rate=weight_decay, exclude=exclude or DEFAULT_EXCLUDE)
-    return _optimizer(rule, learning_rate, clip_norm, (decay,) if weight_decay else (), transformations)
+    return _optimizer(
+        rule, learning_rate, clip_norm, (_decay(weight_decay, exclude),) if weight_decay else (), transformations
+    )
 
 
 def muon(
@@ -152,5 +163,4 @@ def muon(
 ):
     """Muon for the matrices of hidden layers, AdamW for embeddings and vectors (Liu et al. 2025, arXiv 2502.16982)."""
     rule = Muon(momentum=momentum, rest=Adam(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon))
-    decay = WeightDecay(rate=weight_decay, exclude=exclude or DEFAULT_EXCLUDE)
-    return _optimizer(rule, learning_rate, clip_norm, (decay,), transformations)
+    return _optimizer(rule, learning_rate, clip_norm, (_decay(weight_decay, exclude),), transformations)

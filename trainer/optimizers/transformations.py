@@ -6,7 +6,7 @@ from keras import ops
 
 from trainer.optimizers.optimizer import Selection, Slot, Transformation, check_patterns, matching, norm
 
-_UNTOUCHED = ("bias", "normalization")
+BIASES_AND_NORMALIZATIONS = Selection(roles=("bias", "normalization"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class WeightDecay(Transformation):
     """
 
     rate: float = 0.01
-    exclude: Selection = dataclasses.field(default_factory=lambda: Selection(roles=_UNTOUCHED))
+    exclude: Selection = BIASES_AND_NORMALIZATIONS
 
     prefix = "weight_decay"
 
@@ -50,7 +50,7 @@ class LayerAdaptation(Transformation):
 
     least_ratio: float | None = None
     greatest_ratio: float | None = None
-    exclude: Selection = dataclasses.field(default_factory=lambda: Selection(roles=_UNTOUCHED))
+    exclude: Selection = BIASES_AND_NORMALIZATIONS
 
     prefix = "layer_adaptation"
 
@@ -82,7 +82,7 @@ class LarsScaling(Transformation):
 
     coefficient: float = 0.001
     weight_decay: float = 0.0005
-    exclude: Selection = dataclasses.field(default_factory=lambda: Selection(roles=_UNTOUCHED))
+    exclude: Selection = BIASES_AND_NORMALIZATIONS
 
     prefix = "lars"
 
@@ -244,8 +244,8 @@ class Lookahead(Transformation):
         return ops.where(synchronises, new_slow, tensor), {"slow": new_slow}
 
     def evaluation_value(self, value, slots, *, updates):
-        del updates
-        return slots["slow"] if self.evaluate_slow else value
+        del value, updates
+        return slots["slow"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,7 +280,5 @@ class WeightAverage(Transformation):
         return tensor, {"average": self.momentum * slots["average"] + (1 - self.momentum) * tensor}
 
     def evaluation_value(self, value, slots, *, updates):
-        if not self.evaluate_average:
-            return value
         share = 1 - ops.power(self.momentum, updates)
         return ops.where(updates > 0, slots["average"] / ops.maximum(share, 1e-30), value)
