@@ -5,24 +5,31 @@ import os
 import pytest
 
 from trainer import environment
-from trainer.environment import compilation_cache_folder, prefer_wide_vectors, prepare_environment
+from trainer.environment import compilation_cache_folder, joins_loops, prefer_fast_programs, prepare_environment
+
+JOIN = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
 
 
 @pytest.mark.parametrize(
     ("features", "flags", "expected"),
     [
-        ("flags : avx2 avx512f", "", "--xla_cpu_prefer_vector_width=512"),
-        ("flags : avx2 avx512f", "--xla_x=1", "--xla_x=1 --xla_cpu_prefer_vector_width=512"),
-        ("flags : avx2 avx512f", "--xla_cpu_prefer_vector_width=256", "--xla_cpu_prefer_vector_width=256"),
+        ("flags : avx2 avx512f", "", f"--xla_cpu_prefer_vector_width=512 {JOIN}"),
+        ("flags : avx2 avx512f", "--xla_x=1", f"--xla_x=1 --xla_cpu_prefer_vector_width=512 {JOIN}"),
+        (
+            "flags : avx2 avx512f",
+            "--xla_cpu_prefer_vector_width=256 --xla_backend_extra_options=a=b",
+            "--xla_cpu_prefer_vector_width=256 --xla_backend_extra_options=a=b",
+        ),
         ("flags : avx2 avx512f", "/home/flags.txt", "/home/flags.txt"),
-        ("flags : avx2", "", None),
+        ("flags : avx2", "", JOIN),
     ],
 )
-def test_vectors_are_as_wide_as_the_processor_has_them_unless_a_person_chose(monkeypatch, features, flags, expected):
+def test_programs_are_as_fast_as_the_processor_allows_unless_a_person_chose(monkeypatch, features, flags, expected):
     monkeypatch.setattr(environment, "_processor_features", lambda: features)
     variables = {"XLA_FLAGS": flags} if flags else {}
-    prefer_wide_vectors(variables)
+    prefer_fast_programs(variables)
     assert variables.get("XLA_FLAGS") == expected
+    assert joins_loops(variables) == (JOIN in expected)
 
 
 def test_programs_compiled_with_other_flags_lie_elsewhere():
@@ -31,7 +38,7 @@ def test_programs_compiled_with_other_flags_lie_elsewhere():
 
 def test_the_newest_compiled_programs_are_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "_CACHED_PROGRAMS", 3)
-    variables = {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": "--xla_cpu_prefer_vector_width=256"}
+    variables = {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": f"--xla_cpu_prefer_vector_width=256 {JOIN}"}
     folder = compilation_cache_folder(variables)
     os.makedirs(folder)
     for age in range(6):

@@ -46,16 +46,31 @@ def _forget_oldest(folder):
             os.unlink(entry.path)
 
 
-def prefer_wide_vectors(environment):
-    """Has XLA use vectors of 512 bits on the CPU where there are any: it would use 256, which is slower.
+_JOIN_LOOPS = "xla_cpu_use_multi_output_fusion"
+
+
+def prefer_fast_programs(environment):
+    """Has XLA make faster programs for the CPU than it would by itself.
+
+    Vectors have 512 bits where there are any, instead of 256; loops over the same inputs become one, which reads them
+    once (see `Optimizer.update`).
 
     Args:
         environment: `os.environ`, changed in place unless the person has chosen.
     """
     flags = environment.get("XLA_FLAGS", "").strip()
-    chosen = "xla_cpu_prefer_vector_width" in flags or (flags and not flags.startswith("--"))  # the latter names a file
-    if not chosen and "avx512f" in _processor_features().split():
-        environment["XLA_FLAGS"] = f"{flags} --xla_cpu_prefer_vector_width=512".strip()
+    if flags and not flags.startswith("--"):
+        return  # it names a file
+    if "xla_cpu_prefer_vector_width" not in flags and "avx512f" in _processor_features().split():
+        flags += " --xla_cpu_prefer_vector_width=512"
+    if "xla_backend_extra_options" not in flags:
+        flags += f" --xla_backend_extra_options={_JOIN_LOOPS}"
+    environment["XLA_FLAGS"] = flags.strip()
+
+
+def joins_loops(environment):
+    """Returns whether XLA was told to join loops over the same inputs on the CPU."""
+    return _JOIN_LOOPS in environment.get("XLA_FLAGS", "")
 
 
 def prepare_environment(environment):
@@ -67,7 +82,7 @@ def prepare_environment(environment):
     environment.setdefault("KERAS_BACKEND", "tensorflow")
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     environment.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    prefer_wide_vectors(environment)
+    prefer_fast_programs(environment)
     flags = environment.get("TF_XLA_FLAGS", "")
     if "persistent_cache" not in flags:
         folder = compilation_cache_folder(environment)

@@ -434,6 +434,74 @@ def test_as_a_keras_optimizer_it_does_the_same(ours):
             np.testing.assert_allclose(found[name].numpy(), slot, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+ELEMENTWISE = {
+    "adamw": recipes.adamw(learning_rate=Declining(), weight_decay=0.1),
+    "momentum": recipes.sgd(learning_rate=Declining(), momentum=0.9, nesterov=True),
+    "lion, average, lookahead": recipes.lion(
+        learning_rate=Declining(),
+        transformations=(LearningRateMultipliers(factors={"bias": 2.0}), Lookahead(every=2), WeightAverage()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_written_for_one_pass_over_memory_an_update_is_the_same_and_xla_makes_one_loop_of_it(name):
+    optimizer = ELEMENTWISE[name]
+    assert optimizer.elementwise
+    parameter = Parameter("kernel", "kernel", None, 0, (300, 40))
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return tf.constant(rng.normal(size=parameter.shape).astype(np.float32))
+
+    slots = {slot: tf.abs(draw()) for slot in optimizer.slots(parameter)}
+
+    def update(value, gradient, scale, slots, in_one_pass):
+        return optimizer.update(
+            parameter,
+            value,
+            gradient,
+            slots,
+            updates=tf.constant(3.0) + scale - scale,
+            learning_rate=scale,
+            scale=scale,
+            in_one_pass=in_one_pass,
+        )
+
+    arguments = (draw(), draw(), tf.constant(0.5), slots)
+    plain_value, plain_slots = update(*arguments, in_one_pass=False)
+    compiled = tf.function(lambda *all: update(*all, in_one_pass=True), jit_compile=True, autograph=False)
+    value, new_slots = compiled(*arguments)
+    np.testing.assert_allclose(value, plain_value, rtol=1e-5, atol=1e-6)
+    for slot, expected in plain_slots.items():
+        np.testing.assert_allclose(new_slots[slot], expected, rtol=1e-5, atol=1e-6)
+    program = compiled.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    loops = [line.partition(" fusion(")[0] for line in program.splitlines() if " fusion(" in line]
+    (together,) = [line for line in loops if "f32[300,40]" in line]
+    assert together.count("f32[300,40]") == 1 + len(slots)
+
+
+def test_what_is_not_elementwise_says_so():
+    for optimizer in (
+        recipes.lamb(learning_rate=Declining()),
+        recipes.stable_adamw(learning_rate=Declining()),
+        recipes.adamw(learning_rate=Declining(), transformations=(LazyRows(),)),
+    ):
+        assert not optimizer.elementwise
+
+
+def test_replicas_clip_what_they_reduced():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
+    with strategy.scope():
+        variable = keras.Variable(np.zeros(2, np.float32), name="kernel")
+        optimizer = KerasOptimizer(recipes.sgd(learning_rate=ConstantSchedule(peak=1.0), clip_norm=1.0))
+        optimizer.build([variable])
+    parts = iter([[3.0, 0.0], [0.0, 4.0]])
+    gradients = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(parts)))
+    strategy.run(tf.function(lambda gradient: optimizer.apply([gradient], [variable])), args=(gradients,))
+    np.testing.assert_allclose(variable.numpy(), [-0.6, -0.8], rtol=1e-6)  # each clipped alone: [-1, -1]
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="order of their stages"):
         Optimizer(rule=Adam(), learning_rate=Declining(), transformations=(Lookahead(), WeightDecay()))

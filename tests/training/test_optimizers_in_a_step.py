@@ -6,8 +6,10 @@ import tensorflow as tf
 from small_runs import small_run, small_task, strategy_of
 
 from trainer.optimizers import recipes
+from trainer.optimizers.optimizer import Optimizer
+from trainer.optimizers.rules import GradientDescent
 from trainer.optimizers.schedules import ConstantSchedule, LinearSchedule
-from trainer.optimizers.transformations import LazyRows, Lookahead, WeightAverage
+from trainer.optimizers.transformations import LayerAdaptation, LazyRows, Lookahead, WeightAverage
 from trainer.training.evaluation_weights import evaluation_weights
 from trainer.training.state import create_state
 
@@ -30,6 +32,25 @@ def test_any_split_gives_the_weights_of_one_large_batch(name):
     for key, value in split.weights().items():
         np.testing.assert_allclose(value, weights[key], rtol=1e-5, atol=2e-5, err_msg=key)
     assert all(record["skipped"] == 0 for record in ours)
+
+
+def test_a_step_tells_the_trust_ratios():
+    schedule, adaptation = ConstantSchedule(peak=0.1), LayerAdaptation(greatest_ratio=50.0)
+    optimizer = Optimizer(rule=GradientDescent(), learning_rate=schedule, transformations=(adaptation,))
+    run = small_run(replicas=2, optimizer=optimizer)
+    examples, weights = next(run.iterator), run.weights()
+    gradients, _ = run.step.inspect(examples)
+    told = dict(zip(run.step.metric_names, run.step.one(examples).numpy().tolist(), strict=True))
+    expected = {
+        parameter.name: min(50.0, np.linalg.norm(weights[parameter.name]) / np.linalg.norm(gradient.numpy()))
+        for parameter, gradient in zip(run.state.parameters, gradients, strict=True)
+        if parameter.role in ("kernel", "embedding")
+    }
+    found = {name.partition("/")[2]: value for name, value in told.items() if name.startswith("trust_ratio/")}
+    assert found == pytest.approx(expected, rel=1e-4)
+    values = list(expected.values())
+    summaries = {"min": min(values), "mean": np.mean(values), "max": max(values)}
+    assert {name: told[f"trust_ratio_{name}"] for name in summaries} == pytest.approx(summaries, rel=1e-4)
 
 
 def test_evaluation_uses_the_average_and_training_goes_on_with_the_same_bits():

@@ -105,6 +105,17 @@ def test_metrics_have_the_documented_keys_and_keep_every_bit(tmp_path):
     assert evaluation == {"step": 1, "kind": "eval", "loss": 5.0, "perplexity": float(np.exp(5.0))}
 
 
+def test_numbers_of_single_parameters_go_to_tensorboard_alone(tmp_path):
+    telemetry, _ = make_telemetry(tmp_path)
+    telemetry.start(0)
+    telemetry.train([record(1, **{"trust_ratio_max": 2.0, "trust_ratio/encoder/kernel": 2.0})], seconds=2.0)
+    telemetry.close()
+    (train,) = read_metrics(tmp_path)
+    assert train["trust_ratio_max"] == 2.0 and "trust_ratio/encoder/kernel" not in train
+    for tags in points(tmp_path):
+        assert tags["train/trust_ratio/encoder/kernel"] == tags["train/trust_ratio_max"] == [(1, 2.0)]
+
+
 def test_tensorboard_shows_no_stale_points_after_a_resume(tmp_path):
     first, _ = make_telemetry(tmp_path)
     first.start(0)

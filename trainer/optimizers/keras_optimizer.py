@@ -1,13 +1,18 @@
 """The trainer's optimizers in other people's Keras programs."""
 
 import dataclasses
+import functools
+import os
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from trainer.distribution import replica_local
+from trainer.environment import joins_loops
 from trainer.optimizers import optimizer as optimizer_module
 from trainer.optimizers import rules, schedules, transformations
+from trainer.optimizers.optimizer import norm_of_all
 from trainer.optimizers.parameters import Parameter, parameters_of
 
 _CLASSES = {
@@ -24,19 +29,18 @@ class KerasOptimizer(keras.optimizers.Optimizer):
     """An `Optimizer` of this trainer as a Keras optimizer, for `compile`, loops of one's own and `GradientAccumulation`.
 
     Args:
-        optimizer: `trainer.optimizers.optimizer.Optimizer`, such as `recipes.lamb(...)` makes. With several replicas its
-            `clip_norm` is right inside `GradientAccumulation` (also of one step); alone, Keras clips each replica's
-            gradients before it sums them.
+        optimizer: `trainer.optimizers.optimizer.Optimizer`, such as `recipes.lamb(...)` makes. Gradients are reduced
+            over the replicas first and clipped after.
         model: built Keras layer or model whose layers tell the roles of its variables; without it roles go by the names
             that Keras gives: `embeddings`, `gamma`, `beta`, `scale`, and everything of fewer than two dimensions is a bias.
+        jit_compile: whether XLA compiles the update, all variables in one program.
         name: of the optimizer.
     """
 
-    def __init__(self, optimizer, model=None, name="keras_optimizer"):
-        super().__init__(
-            learning_rate=_Schedule(optimizer.learning_rate), global_clipnorm=optimizer.clip_norm, name=name
-        )
+    def __init__(self, optimizer, model=None, jit_compile=True, name="keras_optimizer"):
+        super().__init__(learning_rate=_Schedule(optimizer.learning_rate), name=name)
         self.optimizer = optimizer
+        self._jit_compile = jit_compile
         self._roles = {} if model is None else {each.name: each for each in parameters_of(model)}
 
     def build(self, variables):
@@ -77,30 +81,54 @@ class KerasOptimizer(keras.optimizers.Optimizer):
                 slot.shape, initializer=start, dtype="float32", name=f"{variable.path}_{name}".replace("/", "_")
             )
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Updates one variable and its slots."""
-        index = self._get_variable_index(variable)
-        slots = self._slots[index]
-        value, new_slots = self.optimizer.update(
-            self._parameters[index],
-            ops.cast(variable, "float32"),
-            ops.cast(tf.convert_to_tensor(gradient), "float32"),
-            {name: ops.convert_to_tensor(slot) for name, slot in slots.items()},
-            updates=ops.cast(self.iterations + 1, "float32"),
-            learning_rate=ops.cast(learning_rate, "float32"),
-        )
-        self.assign(variable, value)
-        for name, slot in slots.items():
-            self.assign(slot, new_slots[name])
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # What Keras calls with the gradients of this replica. Its own would clip before it reduces.
+        pairs = self._all_reduce_sum_gradients(list(zip(grads, trainable_variables, strict=True)))
+        updates = tf.cast(replica_local(self.iterations).read_value() + 1, tf.float32)
+        indices = tuple(self._get_variable_index(variable) for _, variable in pairs)
+        gradients = [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient, _ in pairs]
+        strategy, context = tf.distribute.get_strategy(), tf.distribute.get_replica_context()
+        # A TPU's whole step is one program already; outside of replicas a variable stands for all of its copies.
+        compiled = self._jit_compile and context is not None and not isinstance(strategy, tf.distribute.TPUStrategy)
+        update = self._compiled_update if compiled else self._update
+        update(indices, gradients, updates, tf.cast(learning_rate, tf.float32))
+
+    @functools.cached_property
+    def _compiled_update(self):
+        return tf.function(self._update, jit_compile=True, autograph=False)
+
+    def _update(self, indices, gradients, updates, learning_rate):
+        """Updates variables by their indices; on each replica the same, from gradients that are reduced."""
+        optimizer = self.optimizer
+        on_cpu = "CPU" in replica_local(self._trainable_variables[indices[0]]).device
+        scale = 1.0
+        if optimizer.clip_norm is not None:
+            scale = optimizer.clip_norm / ops.maximum(norm_of_all(gradients, on_cpu=on_cpu), optimizer.clip_norm)
+        for index, gradient in zip(indices, gradients, strict=True):
+            variable = replica_local(self._trainable_variables[index])
+            slots = {name: replica_local(slot) for name, slot in self._slots[index].items()}
+            value, new_slots = optimizer.update(
+                self._parameters[index],
+                tf.cast(variable.read_value(), tf.float32),
+                gradient,
+                {name: slot.read_value() for name, slot in slots.items()},
+                updates=updates,
+                learning_rate=learning_rate,
+                scale=scale,
+                in_one_pass=self._jit_compile and on_cpu and joins_loops(os.environ),
+            )
+            variable.assign(tf.cast(value, variable.dtype))
+            for name, slot in slots.items():
+                slot.assign(new_slots[name])
 
     def get_config(self):
         """Returns what the optimizer can be made again from (the roles of a `model` go by name then)."""
-        return {"optimizer": _to_config(self.optimizer), "name": self.name}
+        return {"optimizer": _to_config(self.optimizer), "jit_compile": self._jit_compile, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Makes an optimizer from what `get_config` returned."""
-        return cls(_from_config(config["optimizer"]), name=config["name"])
+        return cls(_from_config(config["optimizer"]), jit_compile=config["jit_compile"], name=config["name"])
 
 
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):

@@ -25,6 +25,8 @@ class GradientDescent(Rule):
     momentum: float = 0.0
     nesterov: bool = False
 
+    elementwise = True
+
     def __post_init__(self):
         _check_share(self, "momentum")
 
@@ -61,6 +63,11 @@ class Adam(Rule):
     def __post_init__(self):
         _check_share(self, "beta_1", "beta_2")
 
+    @property
+    def elementwise(self):
+        """See `Rule`."""
+        return not self.clip_update
+
     def slots(self, parameter):
         return {"momentum": Slot(parameter.shape), "velocity": Slot(parameter.shape)}
 
@@ -95,6 +102,8 @@ class Lion(Rule):
 
     beta_1: float = 0.9
     beta_2: float = 0.99
+
+    elementwise = True
 
     def __post_init__(self):
         _check_share(self, "beta_1", "beta_2")

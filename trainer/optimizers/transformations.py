@@ -21,6 +21,7 @@ class WeightDecay(Transformation):
     rate: float = 0.01
     exclude: Selection = BIASES_AND_NORMALIZATIONS
 
+    elementwise = True
     prefix = "weight_decay"
 
     def transform(self, tensor, slots, context):
@@ -62,7 +63,11 @@ class LayerAdaptation(Transformation):
             ratio = ops.maximum(ratio, self.least_ratio)
         if self.greatest_ratio is not None:
             ratio = ops.minimum(ratio, self.greatest_ratio)
+        context.report("trust_ratio", ratio)
         return ratio * tensor, slots
+
+    def measurements(self, parameter):
+        return () if parameter in self.exclude else ("trust_ratio",)
 
     def check(self, parameters):
         self.exclude.check(parameters)
@@ -91,7 +96,11 @@ class LarsScaling(Transformation):
             return tensor, slots
         own = norm(context.value)
         ratio = _ratio(self.coefficient * own, norm(tensor) + self.weight_decay * own)
+        context.report("trust_ratio", ratio)
         return ratio * (tensor + self.weight_decay * context.value), slots
+
+    def measurements(self, parameter):
+        return () if parameter in self.exclude else ("trust_ratio",)
 
     def check(self, parameters):
         self.exclude.check(parameters)
@@ -110,6 +119,7 @@ class LearningRateMultipliers(Transformation):
     factors: dict = dataclasses.field(default_factory=dict)
     depth_decay: float = 1.0
 
+    elementwise = True
     stage = "change"
     prefix = "multipliers"
 
@@ -145,6 +155,7 @@ class ChangeMomentum(Transformation):
 
     momentum: float = 0.9
 
+    elementwise = True
     stage = "change"
     prefix = "change_momentum"
 
@@ -220,6 +231,7 @@ class Lookahead(Transformation):
     step_size: float = 0.5
     evaluate_slow: bool = True
 
+    elementwise = True
     stage = "value"
     prefix = "lookahead"
 
@@ -260,6 +272,7 @@ class WeightAverage(Transformation):
     momentum: float = 0.999
     evaluate_average: bool = True
 
+    elementwise = True
     stage = "value"
     prefix = "weight_average"
 

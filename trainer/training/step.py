@@ -7,34 +7,24 @@ reduced gradients, so they are the same on every replica.
 """
 
 import functools
+import os
 
 import tensorflow as tf
 
 from trainer import randomness
 from trainer.distribution import device_kind, replica_local
+from trainer.environment import joins_loops
+from trainer.optimizers.optimizer import norm_of_all
 
 # Dynamic loss scaling for float16, with the customary constants (Micikevicius et al. 2018, arXiv 1710.03740).
 LOSS_SCALE_GROWTH_STEPS = 2000
 LARGEST_LOSS_SCALE = 2.0**24
 
-# What a step reports besides the task's metrics, in this order.
+# What a step reports before the task's metrics, in this order.
 STEP_METRICS = ("loss", "learning_rate", "gradient_norm", "weight_norm", "update_norm", "loss_scale", "skipped")
-
-
-def _norm(tensors, on_cpu):
-    """Returns the global norm of float32 tensors.
-
-    For the CPU XLA fuses squares into a product of matrix and vector, but writes them to memory before a plain sum, four
-    times slower. Elsewhere matrix units may round products to fewer bits.
-    """
-
-    def sum_of_squares(tensor):
-        if not on_cpu or tensor.shape.rank < 2:
-            return tf.reduce_sum(tf.square(tensor))
-        rows = tf.reshape(tensor, [-1, tensor.shape[-1]])
-        return tf.reduce_sum(tf.linalg.matvec(tf.square(rows), tf.ones([tensor.shape[-1]])))
-
-    return tf.sqrt(tf.add_n([sum_of_squares(tensor) for tensor in tensors]))
+# What is told of a number that the optimizer has for many parameters, such as the trust ratio; besides each of them, under
+# its name, a slash and the parameter's.
+SUMMARIES = {"min": tf.reduce_min, "mean": tf.reduce_mean, "max": tf.reduce_max}
 
 
 class TrainStep:
@@ -53,17 +43,33 @@ class TrainStep:
     def __init__(self, strategy, task, optimizer, state, batch, *, seed, compile_step=True):
         self.strategy, self.task, self.optimizer, self.state, self.batch = strategy, task, optimizer, state, batch
         self.seed = seed
-        self.metric_names = STEP_METRICS + tuple(task.metric_names)
+        self._measured = [
+            (parameter.name, name) for parameter in state.parameters for name in optimizer.measurements(parameter)
+        ]
+        self.metric_names = STEP_METRICS + tuple(task.metric_names) + self._optimizer_metric_names()
         self._loss_names = tuple(task.loss_coefficients)
         self._alone = strategy.num_replicas_in_sync == 1
         self._on_cpu = device_kind(strategy) == "CPU"
         self._compile = compile_step
+        self._in_one_pass = compile_step and self._on_cpu and joins_loops(os.environ)
         # Without other replicas there is nothing to wait for, and the whole step is one program.
         self._prepare = self._compiled(self._prepare_examples, part=True)
         self._accumulate = self._compiled(self._accumulate_gradients, part=True)
         self._update = self._compiled(self._update_parameters, part=True)
         self._whole = self._compiled(self._replica_step, part=False)
         self.loop = tf.function(self._loop)
+
+    def _optimizer_metric_names(self):
+        names = list(dict.fromkeys(name for _, name in self._measured))
+        summaries = tuple(f"{name}_{summary}" for name in names for summary in SUMMARIES)
+        return summaries + tuple(f"{name}/{parameter}" for parameter, name in self._measured)
+
+    def _optimizer_metrics(self, measured):
+        """Returns what belongs to `_optimizer_metric_names`, of `{(parameter, name): scalar}`."""
+        each = [measured[key] for key in self._measured]
+        names = list(dict.fromkeys(name for _, name in self._measured))
+        groups = {name: tf.stack([measured[key] for key in self._measured if key[1] == name]) for name in names}
+        return [summarize(groups[name]) for name in names for summarize in SUMMARIES.values()] + each
 
     def _compiled(self, function, *, part):
         if self._compile and part != self._alone:
@@ -150,21 +156,29 @@ class TrainStep:
         scale, updates, good_steps = (replica_local(v) for v in (state.loss_scale, state.updates, state.good_steps))
         loss, task_metrics = metrics[0], metrics[1:]
         old_scale = scale.read_value()
-        norm = _norm(gradients, self._on_cpu) / old_scale
+        norm = norm_of_all(gradients, on_cpu=self._on_cpu) / old_scale
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         factor = 1.0 / old_scale
         if optimizer.clip_norm is not None:
             factor *= optimizer.clip_norm / tf.maximum(norm, optimizer.clip_norm)
         learning_rate = optimizer.learning_rate(tf.cast(step, tf.float32))
         number = updates.read_value() + 1.0
-        new_values, changes = [], []
+        new_values, changes, measured = [], [], {}
         for parameter, slots, gradient in zip(state.parameters, state.slots, gradients, strict=True):
             variable = replica_local(parameter.variable)
             local_slots = {name: replica_local(slot) for name, slot in slots.items()}
             value = variable.read_value()
             old_slots = {name: slot.read_value() for name, slot in local_slots.items()}
             new_value, new_slots = optimizer.update(
-                parameter, value, gradient * factor, old_slots, updates=number, learning_rate=learning_rate
+                parameter,
+                value,
+                gradient,
+                old_slots,
+                updates=number,
+                learning_rate=learning_rate,
+                scale=factor,
+                in_one_pass=self._in_one_pass,
+                report=lambda name, number, of=parameter.name: measured.update({(of, name): number}),
             )
             new_value = tf.where(finite, new_value, value)
             new_values.append(new_value)
@@ -185,12 +199,12 @@ class TrainStep:
             loss,
             learning_rate,
             norm,
-            _norm(new_values, self._on_cpu),
-            _norm(changes, self._on_cpu),
+            norm_of_all(new_values, on_cpu=self._on_cpu),
+            norm_of_all(changes, on_cpu=self._on_cpu),
             old_scale,
             1.0 - tf.cast(finite, tf.float32),
         ]
-        return tf.concat([tf.stack(own), averages], axis=0)
+        return tf.concat([tf.stack(own), averages, self._optimizer_metrics(measured)], axis=0)
 
     @property
     def dynamic_loss_scale(self):

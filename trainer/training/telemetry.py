@@ -82,7 +82,8 @@ class Telemetry:
 
         Args:
             records: list of dicts, each with `step` and, as far as there are, `loss`, `learning_rate`,
-                `gradient_norm` and other numbers. Rates in them are kept; else they come from `seconds`.
+                `gradient_norm` and other numbers. Rates in them are kept; else they come from `seconds`. Numbers with
+                a slash in their name, those of single parameters, go to TensorBoard alone.
             seconds: wall time of these steps without compilation, evaluation and saving.
             num_examples: examples in these steps; by default a global batch for each record.
             show: whether to show the last record on the screen.
@@ -107,7 +108,7 @@ class Telemetry:
         self._step = last["step"]
         if not self._is_chief:
             return
-        self._run_directory.append_metrics(records)
+        self._run_directory.append_metrics([_of_the_whole(record) for record in records])
         self._to_tensorboard(lambda events: [events.scalars(r["step"], _scalars(r)) for r in records])
         if show:
             examples_per_second = last.get("examples_per_second")
@@ -220,6 +221,10 @@ class Telemetry:
                 f"warning: cannot write to {self._run_directory.tensorboard_path}: "
                 f"{getattr(error, 'message', None) or error}; training goes on without these points"
             )
+
+
+def _of_the_whole(record):
+    return {name: value for name, value in record.items() if "/" not in name}
 
 
 def _scalars(record):

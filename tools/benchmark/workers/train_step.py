@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 
 from tools.benchmark.peers import protocol
-from trainer.environment import prefer_wide_vectors
+from trainer.environment import prefer_fast_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +77,19 @@ class PreparedStep:
             "document_ids": np.ones_like(token_ids),
             "example_index": np.arange(rows, dtype="int32"),
         }
+        self._examples = examples
         dataset = tf.data.Dataset.from_tensors(examples).repeat().prefetch(2)
         self._iterator = iter(self.cluster.strategy.distribute_datasets_from_function(lambda _: dataset))
         self._one = tf.constant(1)
         self._loss = self.program.metric_names.index("loss")
         row = {"length": length, "predictions": settings["predictions"], "vocabulary_size": vocabulary_size}
         self.operations = rows * training_flops(config, **row)
+
+    def examples(self):
+        """Returns the examples of a step, tensors `[rows, ...]`."""
+        import tensorflow as tf
+
+        return {name: tf.constant(value) for name, value in self._examples.items()}
 
     def __call__(self):
         """Does one step, the way the training loop does on a CPU; returns the loss."""
@@ -103,10 +110,15 @@ def _token_kinds(vocabulary_size):
     )
 
 
+def choose_programs():
+    """Sets what a run sets before it imports TensorFlow."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    prefer_fast_programs(os.environ)
+
+
 def prepare(settings):
     """See `protocol.serve`."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    prefer_wide_vectors(os.environ)  # as a run does
+    choose_programs()
     import keras
     import tensorflow as tf
 
