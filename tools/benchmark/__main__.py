@@ -19,7 +19,7 @@ import sys
 
 from rich.console import Console
 
-from tools.benchmark import accumulation, checkpoint, reader, startup, step
+from tools.benchmark import accumulation, checkpoint, optimizers, reader, startup, step
 from tools.benchmark.settings import Settings
 from tools.benchmark.tables import show
 from trainer.errors import InputError, TrainerError
@@ -27,10 +27,13 @@ from trainer.errors import InputError, TrainerError
 SUBJECTS = {
     "step": step,
     "accumulation": accumulation,
+    "optimizers": optimizers,
     "reader": reader,
     "checkpoint": checkpoint,
     "startup": startup,
 }
+
+PEERS = step.PEERS | optimizers.PEERS
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -54,7 +57,7 @@ def parser():
         metavar="PEER=PYTHON",
         action="append",
         default=[],
-        help=f"interpreter of a peer that lives in another virtual environment; peers: {', '.join(step.PEERS)}",
+        help=f"interpreter of a peer that lives in another virtual environment; peers: {', '.join(PEERS)}",
     )
     group = result.add_argument_group("size")
     for field in dataclasses.fields(Settings):
@@ -76,9 +79,9 @@ def settings_of(arguments):
     interpreters = {}
     for text in arguments.peer_python:
         name, equals, python = text.partition("=")
-        if not equals or name not in step.PEERS:
+        if not equals or name not in PEERS:
             raise InputError(
-                f"--peer_python {text!r}: write PEER=PYTHON with one of the peers {', '.join(step.PEERS)}, such as "
+                f"--peer_python {text!r}: write PEER=PYTHON with one of the peers {', '.join(PEERS)}, such as "
                 "hugging_face=/opt/venv-torch/bin/python"
             )
         interpreters[name] = os.path.expanduser(python)
@@ -88,7 +91,7 @@ def settings_of(arguments):
         if field.name != "peer_python"
     }
     for name, value in values.items():
-        if value < 1 and name not in ("dropout", "round_seconds"):
+        if value < 1 and name not in ("dropout", "round_seconds", "base_updates"):
             raise InputError(f"--{name} must be at least 1, got {value}")
     if not 0 <= values["dropout"] < 1:
         raise InputError(f"--dropout must lie in [0, 1), got {values['dropout']}")

@@ -32,6 +32,7 @@ class Settings:
     reader_rows: int = _setting(100_000, "reader: rows of the data set")
     time_accumulation: int = _setting(8, "accumulation: microbatches of the step that is timed")
     memory_accumulation: int = _setting(32, "accumulation: microbatches of the step whose peak memory is taken")
+    base_updates: int = _setting(1, "optimizers: 1 to measure the update of BERT-base, too, 0 for the above size alone")
     peer_python: dict = dataclasses.field(default_factory=dict)
 
     def for_process(self, **more):
