@@ -45,7 +45,7 @@ def _parts(parameters):
 
 def _slot_size(optimizer, parameters):
     """Returns how many numbers an optimizer remembers."""
-    return sum(math.prod(slot.shape) for parameter in parameters for slot in optimizer.slots(parameter).values())
+    return sum(math.prod(shape) for parameter in parameters for shape in optimizer.slots(parameter).values())
 
 
 def make_plan(arguments, config, run, report):

@@ -1,153 +1,29 @@
 """GradientAccumulation: the weights of one large batch, under every strategy, in fit and in loops of one's own."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from large_batches import (
+    FEATURES,
+    OPTIMIZERS,
+    ROWS,
+    Loop,
+    assert_same,
+    data,
+    large_batches,
+    make_model,
+    scope_of,
+    split,
+    strategy_of,
+)
 
-from trainer.distribution import mirrored_on_cpu
-from trainer.optimizers import recipes
 from trainer.optimizers.accumulation import CountsExamples, GradientAccumulation
-from trainer.optimizers.keras_optimizer import KerasOptimizer
-from trainer.optimizers.schedules import LinearSchedule
-from trainer.optimizers.transformations import Lookahead
-
-FEATURES, ROWS, UPDATES = 5, 16, 10
-OPTIMIZERS = {
-    "sgd": lambda: keras.optimizers.SGD(0.1),
-    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
-    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, global_clipnorm=0.3, epsilon=1e-4),
-    "lamb": lambda: keras.optimizers.Lamb(0.01, epsilon=1e-4),
-    "adafactor": lambda: keras.optimizers.Adafactor(0.01),
-    "ours: lamb with lookahead": lambda: KerasOptimizer(
-        recipes.lamb(learning_rate=LinearSchedule(peak=0.02, total_steps=20), transformations=(Lookahead(every=3),))
-    ),
-    "ours: lion": lambda: KerasOptimizer(recipes.lion(learning_rate=LinearSchedule(peak=0.01, total_steps=20))),
-    "schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.2, 1, 0.9)),
-}
-
-
-def data(batches=UPDATES):
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(batches * ROWS, FEATURES)).astype(np.float32)
-    y = np.sin(x.sum(1, keepdims=True)) + x[:, :1] ** 2
-    return x, y.astype(np.float32)
-
-
-def make_model(base=keras.Model):
-    keras.utils.set_random_seed(7)
-    inputs = keras.Input((FEATURES,))
-    outputs = keras.layers.Dense(1)(keras.layers.Dense(8, activation="tanh")(inputs))
-    return base(inputs, outputs)
-
-
-def strategy_of(replicas):
-    if replicas == 0:
-        return None
-    if replicas == 1:
-        return tf.distribute.OneDeviceStrategy("CPU:0")
-    return mirrored_on_cpu([f"CPU:{i}" for i in range(replicas)])
-
-
-def scope_of(strategy):
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-class Loop:
-    """A training loop of one's own: each replica computes sums of losses of its microbatches."""
-
-    def __init__(self, replicas, optimizer, features=None):
-        self.strategy = strategy_of(replicas)
-        self.replicas = max(1, replicas)
-        with scope_of(self.strategy):
-            self.model = make_model()
-            self.optimizer = optimizer()
-            self.optimizer.build(self.model.trainable_variables)
-        self.graph_step = tf.function(self.microbatch)
-
-    def microbatch(self, x, y):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(self.model(x) - y))
-        gradients = tape.gradient(loss, self.model.trainable_variables)
-        self.optimizer.count(tf.shape(x)[0])
-        self.optimizer.apply(gradients, self.model.trainable_variables)
-
-    def run(self, parts, eagerly=False):
-        """Runs microbatches, each a list of (x, y), one a replica."""
-        step = self.microbatch if eagerly else self.graph_step
-        for part in parts:
-            if self.strategy is None:
-                step(*map(tf.constant, part[0]))
-                continue
-            x, y = (
-                self.strategy.experimental_distribute_values_from_function(
-                    lambda context, column=column, part=part: tf.constant(
-                        part[context.replica_id_in_sync_group][column]
-                    )
-                )
-                for column in (0, 1)
-            )
-            self.strategy.run(step, args=(x, y))
-
-    def weights(self):
-        return [np.array(keras.ops.convert_to_numpy(variable)) for variable in self.model.trainable_variables]
-
-
-def split(x, y, sizes, replicas):
-    """Cuts rows into microbatches of uneven sizes, in turn for each replica."""
-    parts, begin = [], 0
-    for _ in range(len(x) // sum(sizes)):
-        pieces = []
-        for size in sizes:
-            pieces.append((x[begin : begin + size], y[begin : begin + size]))
-            begin += size
-        parts += [pieces[i : i + replicas] for i in range(0, len(pieces), replicas)]
-    return parts
-
-
-def large_batches(optimizer, updates=UPDATES):
-    """The weights after updates with one large batch each, by the bare optimizer."""
-    model, (x, y) = make_model(), data(updates)
-    bare = optimizer()
-    for i in range(updates):
-        batch = slice(i * ROWS, (i + 1) * ROWS)
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(model(x[batch]) - y[batch]))
-        bare.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.trainable_variables]
-
-
-def assert_same(ours, expected, rtol=1e-5):
-    for own, other in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(own, other, rtol=rtol, atol=1e-6)
-
-
-SPLITS = {  # replicas (0: no strategy), and the rows of each microbatch of a window
-    "whole": (0, (16,)),
-    "no strategy": (0, (5, 1, 7, 3)),
-    "one device": (1, (8, 8)),
-    "two replicas": (2, (5, 1, 7, 3)),
-    "four replicas": (4, (5, 1, 7, 3)),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("how", SPLITS)
-def test_uneven_microbatches_give_the_weights_of_one_large_batch(name, how):
-    replicas, sizes = SPLITS[how]
-    steps = len(sizes) // max(1, replicas)
-    loop = Loop(replicas, lambda: GradientAccumulation(OPTIMIZERS[name](), steps=steps, reduction="weighted"))
-    loop.run(split(*data(), sizes, loop.replicas))
-    assert_same(loop.weights(), large_batches(OPTIMIZERS[name]))
-    assert int(keras.ops.convert_to_numpy(loop.optimizer.iterations)) == UPDATES
-    assert int(keras.ops.convert_to_numpy(loop.optimizer.microbatches)) == UPDATES * steps
 
 
 @pytest.mark.parametrize("replicas", [0, 2])
 def test_it_works_eagerly(replicas):
-    make = OPTIMIZERS["adamw"]
+    make = OPTIMIZERS["keras adamw"]
     loop = Loop(replicas, lambda: GradientAccumulation(make(), steps=4 // max(1, replicas), reduction="weighted"))
     loop.run(split(*data(3), (5, 1, 7, 3), loop.replicas), eagerly=True)
     assert_same(loop.weights(), large_batches(make, 3))
@@ -156,7 +32,7 @@ def test_it_works_eagerly(replicas):
 @pytest.mark.parametrize("one_program", [False, True])
 def test_xla_compiles_it_also_in_the_form_that_tpus_get(one_program, monkeypatch):
     monkeypatch.setattr("trainer.optimizers.accumulation._is_one_program", lambda strategy: one_program)
-    make = OPTIMIZERS["adamw"]
+    make = OPTIMIZERS["keras adamw"]
     loop = Loop(0, lambda: GradientAccumulation(make(), steps=4, reduction="weighted"))
     loop.graph_step = tf.function(loop.microbatch, jit_compile=True)
     loop.run(split(*data(4), (4, 4, 4, 4), 1))
@@ -167,11 +43,11 @@ def test_xla_compiles_it_also_in_the_form_that_tpus_get(one_program, monkeypatch
 def test_fit_gives_the_weights_of_large_batches(replicas):
     x, y = data()
     expected = make_model()
-    expected.compile(OPTIMIZERS["adamw"](), "mse")
+    expected.compile(OPTIMIZERS["keras adamw"](), "mse")
     expected.fit(x, y, batch_size=ROWS, epochs=2, shuffle=False, verbose=0)
     with scope_of(strategy_of(replicas)):
         model = make_model()
-        model.compile(GradientAccumulation(OPTIMIZERS["adamw"](), steps=4), "mse")
+        model.compile(GradientAccumulation(OPTIMIZERS["keras adamw"](), steps=4), "mse")
     model.fit(x, y, batch_size=ROWS // 4, epochs=2, shuffle=False, verbose=0)
     assert_same(model.get_weights(), expected.get_weights())
 
@@ -213,16 +89,19 @@ def test_an_incomplete_window_is_applied_at_the_end_of_fit_with_its_true_weight(
         model = make_model()
         model.compile(GradientAccumulation(keras.optimizers.SGD(0.1), steps=100), "mse")
     model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
-    assert_same(model.get_weights(), large_batches(OPTIMIZERS["sgd"], 1))
+    expected = large_batches(lambda: keras.optimizers.SGD(0.1), 1)
+    assert_same(model.get_weights(), expected)
     model.optimizer.flush()  # nothing is left
-    assert_same(model.get_weights(), large_batches(OPTIMIZERS["sgd"], 1))
+    assert_same(model.get_weights(), expected)
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 1
 
 
 @pytest.mark.parametrize("replicas", [0, 2])
 def test_a_window_that_is_not_finite_on_one_replica_changes_nothing_anywhere(replicas):
     steps = 4 // max(1, replicas)
-    loop = Loop(replicas, lambda: GradientAccumulation(OPTIMIZERS["momentum"](), steps=steps, reduction="weighted"))
+    loop = Loop(
+        replicas, lambda: GradientAccumulation(OPTIMIZERS["keras momentum"](), steps=steps, reduction="weighted")
+    )
     x, y = data(3)
     before = loop.weights()
     broken = x.copy()
@@ -233,7 +112,7 @@ def test_a_window_that_is_not_finite_on_one_replica_changes_nothing_anywhere(rep
     assert int(keras.ops.convert_to_numpy(loop.optimizer.iterations)) == 0
     # It goes on as if the window had not been.
     loop.run(split(x, y, (5, 1, 7, 3), loop.replicas))
-    assert_same(loop.weights(), large_batches(OPTIMIZERS["momentum"], 3))
+    assert_same(loop.weights(), large_batches(OPTIMIZERS["keras momentum"], 3))
     for variable in loop.model.trainable_variables:
         copies = variable.value.values if replicas else [variable.value]
         assert all(np.array_equal(copies[0], copy) for copy in copies)
@@ -241,7 +120,7 @@ def test_a_window_that_is_not_finite_on_one_replica_changes_nothing_anywhere(rep
 
 @pytest.mark.parametrize("after", [0, 2, 4])
 def test_a_checkpoint_in_mid_window_goes_on_on_any_number_of_replicas(after, tmp_path):
-    make = OPTIMIZERS["momentum"]
+    make = OPTIMIZERS["keras momentum"]
     x, y = data(2)
     begun = Loop(2, lambda: GradientAccumulation(make(), steps=2, reduction="weighted"))
     pieces = split(x, y, (5, 1, 7, 3), 2)
@@ -266,7 +145,7 @@ def test_a_checkpoint_in_mid_window_goes_on_on_any_number_of_replicas(after, tmp
 
 def test_saved_keras_files_keep_the_window(tmp_path):
     x, y = data(1)
-    loop = Loop(0, lambda: GradientAccumulation(OPTIMIZERS["adamw"](), steps=4))
+    loop = Loop(0, lambda: GradientAccumulation(OPTIMIZERS["keras adamw"](), steps=4))
     model = loop.model
     model.compile(loop.optimizer, "mse")
     for i in range(0, 8, 4):
@@ -276,11 +155,11 @@ def test_saved_keras_files_keep_the_window(tmp_path):
     assert isinstance(loaded.optimizer, GradientAccumulation) and loaded.optimizer.steps == 4
     for i in range(8, 16, 4):
         loaded.train_on_batch(x[i : i + 4], y[i : i + 4])
-    assert_same(loaded.get_weights(), large_batches(OPTIMIZERS["adamw"], 1))
+    assert_same(loaded.get_weights(), large_batches(OPTIMIZERS["keras adamw"], 1))
 
 
 def test_windows_may_grow():
-    make = OPTIMIZERS["sgd"]
+    make = OPTIMIZERS["keras sgd"]
     grown = lambda updates: tf.where(updates < 1, 1, 3)
     loop = Loop(0, lambda: GradientAccumulation(make(), steps=grown, reduction="weighted"))
     x, y = data(4)
@@ -333,6 +212,46 @@ def test_sparse_gradients_are_accumulated(replicas):
                 strategy.run(tf.function(step), args=(rows,))
         results.append([np.array(keras.ops.convert_to_numpy(model.trainable_variables[0]))])
     assert_same(*results)
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_variables_without_any_gradient_are_left_alone(replicas):
+    with scope_of(strategy_of(replicas)):
+        model, unused = make_model(), keras.Variable(np.ones(3, np.float32), name="unused")
+        variables = [*model.trainable_variables, unused]
+        optimizer = GradientAccumulation(keras.optimizers.AdamW(0.1, weight_decay=0.5), steps=2)
+        optimizer.build(variables)
+
+    def microbatch(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x) ** 2)
+        optimizer.apply(tape.gradient(loss, variables), variables)
+
+    before = model.get_weights()
+    for _ in range(4):
+        run = model.distribute_strategy.run if replicas else lambda function, args: function(*args)
+        run(tf.function(microbatch), args=(tf.ones((2, FEATURES)),))
+    np.testing.assert_array_equal(unused.numpy(), np.ones(3))
+    assert all((new != old).any() for new, old in zip(model.get_weights(), before, strict=True))
+    with pytest.raises(ValueError, match="gradient of no variable"):
+        optimizer.apply([None] * len(variables), variables)
+
+
+def test_gradients_of_variables_that_the_end_of_a_window_does_not_know_are_an_error():
+    first, second = (keras.Variable(np.ones(3, np.float32), name=name) for name in ("first", "second"))
+    optimizer = GradientAccumulation(keras.optimizers.SGD(0.1), steps=2)
+    optimizer.build([first, second])
+    one = tf.function(lambda: optimizer.apply([tf.ones(3), None], [first, second]))
+    other = tf.function(lambda: optimizer.apply([None, tf.ones(3)], [first, second]))
+    one()
+    one()  # a window
+    np.testing.assert_allclose(first.numpy(), 0.9)
+    one()
+    other()  # knows of both
+    np.testing.assert_allclose([first.numpy(), second.numpy()], [[0.85] * 3, [0.95] * 3])
+    other()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="give zeros instead of None for second"):
+        one()
 
 
 def collectives(steps):
@@ -391,6 +310,10 @@ def test_what_makes_no_sense_is_refused():
         GradientAccumulation(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
     with pytest.raises(ValueError, match="multiply their steps"):
         GradientAccumulation(GradientAccumulation(keras.optimizers.SGD(0.1)))
+    taken = keras.optimizers.SGD(0.1)
+    GradientAccumulation(taken)
+    with pytest.raises(ValueError, match="another GradientAccumulation"):
+        GradientAccumulation(taken)
     with pytest.raises(ValueError, match="is for reduction"):
         GradientAccumulation(keras.optimizers.SGD(0.1)).count(1)
     with pytest.raises(ValueError, match="before the first microbatch"):

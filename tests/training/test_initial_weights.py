@@ -9,6 +9,7 @@ from trainer.optimizers.recipes import sgd
 from trainer.optimizers.schedules import ConstantSchedule
 from trainer.optimizers.transformations import Lookahead
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.evaluation_weights import evaluation_weights
 from trainer.training.initial_weights import load_initial_weights
 
 
@@ -58,7 +59,10 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
 def test_slow_weights_start_from_the_loaded_ones(run_folder):
     folder, weights = run_folder
     optimizer = sgd(learning_rate=ConstantSchedule(peak=0.1), transformations=(Lookahead(),))
-    state = small_run(seed=6, optimizer=optimizer).state
-    load_initial_weights(str(folder), state, "vocabulary")
-    for parameter, slots in zip(state.parameters, state.slots, strict=True):
-        np.testing.assert_array_equal(np.array(slots["lookahead/slow"]), weights[parameter.name])
+    run = small_run(seed=6, optimizer=optimizer)
+    load_initial_weights(str(folder), run.state, "vocabulary")
+    for _ in range(2):  # before and after the first step
+        with evaluation_weights(optimizer, run.state):
+            for name, value in run.weights().items():
+                np.testing.assert_array_equal(value, weights[name], err_msg=name)
+        run.train(1)

@@ -51,11 +51,10 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer, self.steps, self.reduction = inner, steps, reduction
         self._ready = True
-        each = inner
-        while each is not None:
+        self._have_gradients = set()  # indices of the variables of which some microbatch had a gradient, as traced
+        for each in _nested(inner):
             # The gradients it gets are reduced already. Reducing again would multiply them by the number of replicas.
             each._all_reduce_sum_gradients = list
-            each = getattr(each, "inner_optimizer", None)
 
     _ready = False  # set at the end of __init__
 
@@ -154,7 +153,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         """Adds the gradients of a microbatch; with the last of a window, updates the variables.
 
         Args:
-            grads: list of tensors, `IndexedSlices` or None, one a variable.
+            grads: list of tensors, `IndexedSlices` or None, one a variable. A variable of which no microbatch has a
+                gradient is left alone, decay included, as Keras does.
             trainable_variables: list of variables; may be left out after `build`.
         """
         if tf.distribute.in_cross_replica_context():
@@ -164,9 +164,13 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         self._require_built()
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         self._check_variables_are_known(variables)
+        if all(gradient is None for gradient in grads):
+            raise ValueError("there is a gradient of no variable: does the loss depend on them?")
         for gradient, variable in zip(grads, variables, strict=True):
             if gradient is not None:
-                _add(replica_local(self._sums[self._get_variable_index(variable)]), gradient)
+                index = self._get_variable_index(variable)
+                self._have_gradients.add(index)
+                _add(replica_local(self._sums[index]), gradient)
         self._iterations.assign_add(1)
         self._in_window.assign_add(1)
         complete = replica_local(self._in_window).read_value() >= tf.cast(self._window_steps(), tf.int32)
@@ -215,12 +219,25 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         tf.cond(finite, lambda: self._update(gradients), self._skip)
         return self._clear()
 
+    def _updated_indices(self):
+        """Returns the indices of the variables that are updated; all of a window that was restored and goes no further."""
+        return sorted(self._have_gradients) or list(range(len(self._sums)))
+
     def _reduced(self):
         """Returns the gradients of the window, the same on all replicas, and whether they are to be applied."""
         context = tf.distribute.get_replica_context()
+        updated = self._updated_indices()
+        for index in set(range(len(self._sums))).difference(updated):
+            # Another function, traced later than this one, may have had gradients of more variables.
+            tf.debugging.assert_equal(
+                tf.reduce_any(replica_local(self._sums[index]) != 0.0),
+                False,
+                message="a window that ends in one tf.function holds gradients of a variable that it does not know: give "
+                f"zeros instead of None for {self._trainable_variables[index].path}",
+            )
         *sums, weight = context.all_reduce(
             tf.distribute.ReduceOp.SUM,
-            [replica_local(variable).read_value() for variable in (*self._sums, self._weight)],
+            [replica_local(variable).read_value() for variable in (*(self._sums[i] for i in updated), self._weight)],
         )
         if self.reduction == "mean":
             weight = tf.cast(replica_local(self._in_window).read_value(), tf.float32)
@@ -231,7 +248,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         return gradients, tf.reduce_all(tf.math.is_finite(norms)) & (weight > 0)
 
     def _update(self, gradients):
-        variables = self._trainable_variables
+        variables = [self._trainable_variables[index] for index in self._updated_indices()]
         gradients = [tf.cast(gradient, variable.dtype) for gradient, variable in zip(gradients, variables, strict=True)]
         self.inner_optimizer.apply(gradients, variables)
         return tf.constant(0)
@@ -289,11 +306,19 @@ class CountsExamples:
         return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
 
 
+def _nested(optimizer):
+    """Returns an optimizer and those inside of it, such as `LossScaleOptimizer` has one."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return [optimizer, *([] if inner is None else _nested(inner))]
+
+
 def _check_inner(inner):
     if isinstance(inner, GradientAccumulation):
         raise ValueError("GradientAccumulation around GradientAccumulation: multiply their steps instead")
     if getattr(inner, "gradient_accumulation_steps", None):
         raise ValueError("the inner optimizer accumulates, too: remove its gradient_accumulation_steps")
+    if any("_all_reduce_sum_gradients" in vars(each) for each in _nested(inner)):
+        raise ValueError("the inner optimizer is in another GradientAccumulation already: give a new one")
     if inner.built:
         raise ValueError("the inner optimizer has been built already: give a new one")
     if not hasattr(inner, "_all_reduce_sum_gradients"):

@@ -13,7 +13,7 @@ from trainer.environment import joins_loops
 from trainer.optimizers import optimizer as optimizer_module
 from trainer.optimizers import rules, schedules, transformations
 from trainer.optimizers.optimizer import norm_of_all
-from trainer.optimizers.parameters import Parameter, parameters_of
+from trainer.optimizers.parameters import Parameter, is_bias, parameters_of
 
 _CLASSES = {
     name: value
@@ -54,8 +54,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         for parameter, variable in zip(self._parameters, variables, strict=True):
             self._slots.append(
                 {
-                    name: self._slot_variable(variable, name, slot)
-                    for name, slot in self.optimizer.slots(parameter).items()
+                    name: self._slot_variable(variable, name, shape)
+                    for name, shape in self.optimizer.slots(parameter).items()
                 }
             )
 
@@ -69,24 +69,23 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         elif name in _NORMALIZATION_NAMES:
             role = "normalization"
         else:
-            role = "bias" if len(variable.shape) < 2 else "kernel"
+            role = "bias" if is_bias(name, variable.shape) else "kernel"
         return Parameter(variable.path, role, None, 0, tuple(variable.shape))
 
-    def _slot_variable(self, variable, name, slot):
-        start = "zeros"
-        if slot.starts_as_value:
-            start = lambda shape, dtype: ops.cast(ops.convert_to_tensor(variable), dtype)
+    def _slot_variable(self, variable, name, shape):
         with self._distribution_strategy.extended.colocate_vars_with(variable.value):
-            return self.add_variable(
-                slot.shape, initializer=start, dtype="float32", name=f"{variable.path}_{name}".replace("/", "_")
-            )
+            return self.add_variable(shape, dtype="float32", name=f"{variable.path}_{name}".replace("/", "_"))
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # What Keras calls with the gradients of this replica. Its own would clip before it reduces.
         pairs = self._all_reduce_sum_gradients(list(zip(grads, trainable_variables, strict=True)))
         updates = tf.cast(replica_local(self.iterations).read_value() + 1, tf.float32)
         indices = tuple(self._get_variable_index(variable) for _, variable in pairs)
-        gradients = [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient, _ in pairs]
+        # Collectives leave the shape of a reduced `IndexedSlices` open.
+        gradients = [
+            tf.reshape(tf.cast(tf.convert_to_tensor(gradient), tf.float32), variable.shape)
+            for gradient, variable in pairs
+        ]
         strategy, context = tf.distribute.get_strategy(), tf.distribute.get_replica_context()
         # A TPU's whole step is one program already; outside of replicas a variable stands for all of its copies.
         compiled = self._jit_compile and context is not None and not isinstance(strategy, tf.distribute.TPUStrategy)

@@ -26,19 +26,6 @@ STAGES = ("direction", "change", "rows", "value")
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
-    """What an optimizer remembers of a parameter.
-
-    Attributes:
-        shape: tuple of integers.
-        starts_as_value: whether it starts as a copy of the parameter; otherwise as zeros.
-    """
-
-    shape: tuple
-    starts_as_value: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Context:
     """What rules and transformations may look at in one update of one parameter.
 
@@ -64,7 +51,7 @@ class Rule(abc.ABC):
     elementwise = False
 
     def slots(self, parameter):
-        """Returns `{name: Slot}` of a parameter."""
+        """Returns `{name: shape}` of what is remembered of a parameter; it starts as zeros."""
         del parameter
         return {}
 
@@ -91,7 +78,7 @@ class Transformation:
     prefix = ""
 
     def slots(self, parameter):
-        """Returns `{name: Slot}` of a parameter."""
+        """Returns `{name: shape}` of what is remembered of a parameter; it starts as zeros."""
         del parameter
         return {}
 
@@ -201,14 +188,14 @@ class Optimizer:
             raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
 
     def slots(self, parameter):
-        """Returns `{name: Slot}` of everything that is remembered of a parameter."""
+        """Returns `{name: shape}` of everything that is remembered of a parameter; it starts as zeros."""
         slots = dict(self.rule.slots(parameter))
         for each in self.transformations:
-            for name, slot in each.slots(parameter).items():
+            for name, shape in each.slots(parameter).items():
                 name = f"{each.prefix}/{name}"
                 if name in slots:
                     raise ValueError(f"{type(each).__name__} stands twice in the transformations")
-                slots[name] = slot
+                slots[name] = shape
         return slots
 
     def check(self, parameters):

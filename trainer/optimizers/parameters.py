@@ -40,6 +40,11 @@ class Parameter:
             object.__setattr__(self, "shape", tuple(self.variable.shape))
 
 
+def is_bias(name, shape):
+    """Returns whether a variable is a bias: a vector, or called so, as the matrices of biases in Keras's attention are."""
+    return len(shape) < 2 or name == "bias"
+
+
 def parameters_of(model):
     """Returns the trainable parameters of a built model, in a fixed order.
 
@@ -48,8 +53,8 @@ def parameters_of(model):
 
     Returns:
         list of `Parameter`. A matrix of a layer that has an `embeddings` attribute is an embedding; whatever a
-        normalisation owns is normalization; a vector elsewhere is a bias. Layers with an integer attribute `depth`
-        (embeddings 0, the first layer above them 1, ...) give it to the layers inside them.
+        normalisation owns is normalization; a vector elsewhere, or what is called bias, is a bias. Layers with an integer
+        attribute `depth` (embeddings 0, the first layer above them 1, ...) give it to the layers inside them.
     """
     roles, depths = {}, {}
     for layer in model._flatten_layers(include_self=True, recursive=True):
@@ -62,7 +67,7 @@ def parameters_of(model):
             elif variable is getattr(layer, "embeddings", None) or variable is getattr(layer, "_embeddings", None):
                 role = "embedding"
             else:
-                role = "bias" if len(variable.shape) < 2 else "kernel"
+                role = "bias" if is_bias(variable.name, variable.shape) else "kernel"
             roles[id(variable)] = role
     top = 1 + max(depths.values(), default=0)
     parameters = [Parameter(v.path, roles[id(v)], v, top - depths.get(id(v), top)) for v in model.trainable_variables]

@@ -4,7 +4,7 @@ import dataclasses
 
 from keras import ops
 
-from trainer.optimizers.optimizer import Rule, Selection, Slot, norm, root_mean_square
+from trainer.optimizers.optimizer import Rule, Selection, norm, root_mean_square
 
 
 def _check_share(rule, *names):
@@ -31,7 +31,7 @@ class GradientDescent(Rule):
         _check_share(self, "momentum")
 
     def slots(self, parameter):
-        return {"momentum": Slot(parameter.shape)} if self.momentum else {}
+        return {"momentum": parameter.shape} if self.momentum else {}
 
     def direction(self, slots, context):
         if not self.momentum:
@@ -69,7 +69,7 @@ class Adam(Rule):
         return not self.clip_update
 
     def slots(self, parameter):
-        return {"momentum": Slot(parameter.shape), "velocity": Slot(parameter.shape)}
+        return {"momentum": parameter.shape, "velocity": parameter.shape}
 
     def direction(self, slots, context):
         gradient = context.gradient
@@ -109,7 +109,7 @@ class Lion(Rule):
         _check_share(self, "beta_1", "beta_2")
 
     def slots(self, parameter):
-        return {"momentum": Slot(parameter.shape)}
+        return {"momentum": parameter.shape}
 
     def direction(self, slots, context):
         momentum, gradient = slots["momentum"], context.gradient
@@ -146,8 +146,8 @@ class AdaFactor(Rule):
     def slots(self, parameter):
         shape = parameter.shape
         if not self._factored(parameter):
-            return {"velocity": Slot(shape)}
-        return {"row_velocity": Slot(shape[:-1]), "column_velocity": Slot((*shape[:-2], shape[-1]))}
+            return {"velocity": shape}
+        return {"row_velocity": shape[:-1], "column_velocity": (*shape[:-2], shape[-1])}
 
     def direction(self, slots, context):
         gradient = context.gradient
@@ -223,7 +223,7 @@ class Muon(Rule):
         return len(parameter.shape) == 2 and parameter not in self.rest_parameters
 
     def slots(self, parameter):
-        return {"momentum": Slot(parameter.shape)} if self._is_for(parameter) else self.rest.slots(parameter)
+        return {"momentum": parameter.shape} if self._is_for(parameter) else self.rest.slots(parameter)
 
     def direction(self, slots, context):
         if not self._is_for(context.parameter):

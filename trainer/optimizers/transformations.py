@@ -4,7 +4,7 @@ import dataclasses
 
 from keras import ops
 
-from trainer.optimizers.optimizer import Selection, Slot, Transformation, check_patterns, matching, norm
+from trainer.optimizers.optimizer import Selection, Transformation, check_patterns, matching, norm
 
 BIASES_AND_NORMALIZATIONS = Selection(roles=("bias", "normalization"))
 
@@ -160,7 +160,7 @@ class ChangeMomentum(Transformation):
     prefix = "change_momentum"
 
     def slots(self, parameter):
-        return {"change": Slot(parameter.shape)}
+        return {"change": parameter.shape}
 
     def transform(self, tensor, slots, context):
         change = self.momentum * slots["change"] + tensor
@@ -247,17 +247,17 @@ class Lookahead(Transformation):
         return self.evaluate_slow
 
     def slots(self, parameter):
-        return {"slow": Slot(parameter.shape, starts_as_value=True)}
+        return {"slow": parameter.shape}
 
     def transform(self, tensor, slots, context):
-        slow = slots["slow"]
+        # They start as a copy of what the weights are then, also of weights that were loaded at last.
+        slow = ops.where(ops.equal(context.updates, 1.0), context.value, slots["slow"])
         synchronises = ops.equal(ops.mod(context.updates, float(self.every)), 0.0)
         new_slow = ops.where(synchronises, slow + self.step_size * (tensor - slow), slow)
         return ops.where(synchronises, new_slow, tensor), {"slow": new_slow}
 
     def evaluation_value(self, value, slots, *, updates):
-        del value, updates
-        return slots["slow"]
+        return ops.where(updates > 0, slots["slow"], value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ class WeightAverage(Transformation):
         return self.evaluate_average
 
     def slots(self, parameter):
-        return {"average": Slot(parameter.shape)}
+        return {"average": parameter.shape}
 
     def transform(self, tensor, slots, context):
         del context

@@ -70,5 +70,4 @@ def load_initial_weights(path, state, vocabulary_sha256):
         manager.prefix(step),
         others_allowed=True,
     )
-    state.restart_copies()
     return step

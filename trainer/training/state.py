@@ -22,7 +22,6 @@ class TrainState:
         updates: float32 scalar variable: steps whose update was applied, which is what bias correction counts.
         loss_scale: float32 scalar variable; stays 1 unless the compute dtype is float16.
         good_steps: float32 scalar variable: steps since the loss scale last changed.
-        weight_copies: list of (slot variable, variable of the parameter) of the slots that start as a copy of it.
     """
 
     model: object
@@ -32,12 +31,6 @@ class TrainState:
     updates: tf.Variable
     loss_scale: tf.Variable
     good_steps: tf.Variable
-    weight_copies: list
-
-    def restart_copies(self):
-        """Makes slots that start as a copy of the weights that again, after other weights were loaded."""
-        for slot, variable in self.weight_copies:
-            slot.assign(tf.convert_to_tensor(variable))
 
     def checkpoint_variables(self):
         """Returns the nested dict of variables that a checkpoint stores, by name."""
@@ -77,16 +70,13 @@ def create_state(strategy, task, optimizer, *, seed, dtype):
         def scalar(value, name):
             return tf.Variable(value, dtype=tf.float32, trainable=False, name=name)
 
-        def slot_variable(parameter, name, slot):
-            start = parameter.variable.value if slot.starts_as_value else tf.zeros(slot.shape)
-            return tf.Variable(start, trainable=False, name=f"{parameter.name}/{name}")
+        def slot_variable(parameter, name, shape):
+            return tf.Variable(tf.zeros(shape), trainable=False, name=f"{parameter.name}/{name}")
 
-        slots, weight_copies = [], []
-        for parameter in parameters:
-            described = optimizer.slots(parameter)
-            slots.append({name: slot_variable(parameter, name, slot) for name, slot in described.items()})
-            copies = [slots[-1][name] for name, slot in described.items() if slot.starts_as_value]
-            weight_copies += [(slot, parameter.variable.value) for slot in copies]
+        slots = [
+            {name: slot_variable(parameter, name, shape) for name, shape in optimizer.slots(parameter).items()}
+            for parameter in parameters
+        ]
         return TrainState(
             model=model,
             parameters=parameters,
@@ -95,5 +85,4 @@ def create_state(strategy, task, optimizer, *, seed, dtype):
             updates=scalar(0.0, "updates"),
             loss_scale=scalar(INITIAL_LOSS_SCALE if dtype == "mixed_float16" else 1.0, "loss_scale"),
             good_steps=scalar(0.0, "good_steps"),
-            weight_copies=weight_copies,
         )
