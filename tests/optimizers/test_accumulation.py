@@ -18,7 +18,8 @@ from large_batches import (
     strategy_of,
 )
 
-from trainer.optimizers.accumulation import CountsExamples, GradientAccumulation
+from trainer.optimizers.accumulation import GradientAccumulation
+from trainer.optimizers.fitting import CountsExamples
 
 
 @pytest.mark.parametrize("replicas", [0, 2])

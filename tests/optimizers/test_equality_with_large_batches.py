@@ -12,6 +12,7 @@ from large_batches import (
     RECIPES,
     ROWS,
     SIZES,
+    THE_SEVEN,
     UPDATES,
     Loop,
     assert_same,
@@ -26,7 +27,8 @@ from large_batches import (
 )
 
 from trainer.distribution import divide_batch
-from trainer.optimizers.accumulation import CountsExamples, GradientAccumulation
+from trainer.optimizers.accumulation import GradientAccumulation
+from trainer.optimizers.fitting import CountsExamples
 from trainer.optimizers.keras_optimizer import KerasOptimizer
 from trainer.tasks.task import Sums
 from trainer.training.state import create_state
@@ -76,12 +78,9 @@ class CountingModel(CountsExamples, keras.Model):
     """What people use in `fit` where microbatches weigh differently."""
 
 
-IN_FIT = ("keras sgd", "keras momentum", "keras adamw", "lamb", "lamb with lookahead", "adafactor", "lion")
-
-
 @few_replicas
 @steps
-@pytest.mark.parametrize("name", IN_FIT)
+@pytest.mark.parametrize("name", THE_SEVEN)
 def test_in_fit_with_uneven_weights(name, steps, replicas):
     with scope_of(strategy_of(replicas)):
         model = make_model(CountingModel)

@@ -10,7 +10,6 @@ anything that synchronises replicas, which is why Keras's own `gradient_accumula
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from trainer.distribution import replica_local
 
@@ -285,25 +284,6 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         if isinstance(config["steps"], dict):
             config["steps"] = keras.saving.deserialize_keras_object(config["steps"], custom_objects=custom_objects)
         return cls(**config)
-
-
-class CountsExamples:
-    """Makes `fit` exact for `GradientAccumulation(reduction="weighted")`; to be put before `keras.Model`.
-
-    Every microbatch weighs the sum of its sample weights, or its number of examples. The losses given to `compile` must
-    have `reduction="sum"`.
-
-    class MyModel(CountsExamples, keras.Model): ...
-    """
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """See `keras.Model.compute_loss`."""
-        if training:
-            if not self.optimizer.built:
-                self.optimizer.build(self.trainable_variables)
-            some = tf.nest.flatten(y if x is None else x)[0]
-            self.optimizer.count(ops.shape(some)[0] if sample_weight is None else ops.sum(sample_weight))
-        return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
 
 
 def _nested(optimizer):

@@ -41,6 +41,9 @@ OPTIMIZERS = {
     "keras schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.2, 1, 0.9)),
 }
 
+# One of each kind.
+THE_SEVEN = ("keras sgd", "keras momentum", "keras adamw", "lamb", "lamb with lookahead", "adafactor", "lion")
+
 # Rows of each microbatch of a window, by their number: uneven, and one row at last.
 SIZES = {1: (16,), 2: (11, 5), 4: (5, 1, 7, 3), 8: (1, 3, 2, 1, 4, 2, 1, 2), 16: (1,) * 16}
 

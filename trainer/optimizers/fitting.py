@@ -1,0 +1,59 @@
+"""What `keras.Model.fit` lacks for accumulated gradients: classes to be put before `keras.Model`.
+
+class MyModel(CountsExamples, FitsInSeveralProcesses, keras.Model): ...
+"""
+
+import tensorflow as tf
+from keras import ops
+
+
+class CountsExamples:
+    """Makes `fit` exact for `GradientAccumulation(reduction="weighted")`; to be put before `keras.Model`.
+
+    Every microbatch weighs the sum of its sample weights, or its number of examples. The losses given to `compile` must
+    have `reduction="sum"`.
+    """
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """See `keras.Model.compute_loss`."""
+        if training:
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+            some = tf.nest.flatten(y if x is None else x)[0]
+            self.optimizer.count(ops.shape(some)[0] if sample_weight is None else ops.sum(sample_weight))
+        return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+
+
+class FitsInSeveralProcesses:
+    """Makes `fit` and `evaluate` work under MultiWorkerMirroredStrategy, where Keras 3 raises with any optimizer.
+
+    Keras reduces the first batch and the metrics of a step over the processes in ways that fail. Here a model is built from
+    this process's part of the first batch, and metrics, which are the same on all replicas, get an axis to be averaged.
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self._is_in_several_processes():
+            local = self.distribute_strategy.experimental_local_results
+            for _, _, batches in iterator:
+                data_batch = tf.nest.map_structure(lambda values: local(values)[0], next(batches))
+                break
+            iterator = None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def train_step(self, data):
+        """See `keras.Model.train_step`."""
+        return self._with_axis(super().train_step(data))
+
+    def test_step(self, data):
+        """See `keras.Model.test_step`."""
+        return self._with_axis(super().test_step(data))
+
+    def _with_axis(self, metrics):
+        if not self._is_in_several_processes():
+            return metrics
+        return tf.nest.map_structure(lambda metric: tf.convert_to_tensor(metric)[tf.newaxis], metrics)
+
+    def _is_in_several_processes(self):
+        strategy = self.distribute_strategy
+        multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return multi_worker and strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
