@@ -1,5 +1,7 @@
 """GradientAccumulation: the weights of one large batch, under every strategy, in fit and in loops of one's own."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -144,15 +146,17 @@ def test_a_checkpoint_in_mid_window_goes_on_on_any_number_of_replicas(after, tmp
     assert_same(resumed.weights(), large_batches(make, 2))
 
 
-def test_saved_keras_files_keep_the_window(tmp_path):
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (2, 2)])
+def test_saved_keras_files_keep_the_window(before, after, tmp_path):
     x, y = data(1)
-    loop = Loop(0, lambda: GradientAccumulation(OPTIMIZERS["keras adamw"](), steps=4))
-    model = loop.model
-    model.compile(loop.optimizer, "mse")
+    with scope_of(strategy_of(before)):
+        model = make_model()
+        model.compile(GradientAccumulation(OPTIMIZERS["keras adamw"](), steps=4), "mse")
     for i in range(0, 8, 4):
         model.train_on_batch(x[i : i + 4], y[i : i + 4])
     model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    with scope_of(strategy_of(after)):
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(loaded.optimizer, GradientAccumulation) and loaded.optimizer.steps == 4
     for i in range(8, 16, 4):
         loaded.train_on_batch(x[i : i + 4], y[i : i + 4])
@@ -284,20 +288,58 @@ def test_replicas_are_reduced_once_a_window_and_only_there():
         assert len(at_the_end) == 2  # one a replica: all gradients travel together
 
 
-def test_float16_scales_the_loss_inside_and_refuses_it_outside():
-    x, y = data(2)
-    keras.config.set_dtype_policy("mixed_float16")
+@contextlib.contextmanager
+def dtype_policy(name):
+    keras.config.set_dtype_policy(name)
     try:
-        model = make_model()
+        yield
     finally:
         keras.config.set_dtype_policy("float32")
-    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**30)
-    optimizer = GradientAccumulation(scaled, steps=4)
-    model.compile(optimizer, "mse", auto_scale_loss=False)
-    model.fit(x, y, batch_size=4, epochs=20, shuffle=False, verbose=0)
-    assert float(scaled.dynamic_scale) < 2.0**30  # windows that overflowed lowered it
-    assert 0 < int(optimizer.iterations) < 40
+
+
+def number(variable):
+    return float(keras.ops.convert_to_numpy(variable))
+
+
+@pytest.mark.parametrize("name", ["keras sgd", "lamb"])
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_float16_scales_the_loss_inside(replicas, name):
+    with scope_of(strategy_of(replicas)), dtype_policy("mixed_float16"):
+        model = make_model()
+        scaled = keras.optimizers.LossScaleOptimizer(OPTIMIZERS[name](), initial_scale=2.0**30)
+        optimizer = GradientAccumulation(scaled, steps=4)
+        model.compile(optimizer, "mse", auto_scale_loss=False)
+    model.fit(*data(2), batch_size=4, epochs=20, shuffle=False, verbose=0)
+    assert number(scaled.dynamic_scale) < 2.0**30  # windows that overflowed lowered it
+    assert 0 < number(optimizer.iterations) < 40
+    assert number(optimizer.iterations) + number(optimizer.skipped) == 40
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_gradients_of_low_precision_are_summed_in_float32():
+    variable = keras.Variable(np.zeros(3), dtype="bfloat16", name="kernel")
+    optimizer = GradientAccumulation(keras.optimizers.SGD(1.0), steps=300)
+    optimizer.build([variable])
+    microbatch = tf.function(lambda gradient: optimizer.apply([gradient], [variable]))
+    for _ in range(300):
+        microbatch(tf.constant([1.0, 1 / 256, -1.0], tf.bfloat16))
+    # A sum of ones in bfloat16 would stop at 256, and the mean be 0.85.
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")), [-1, -1 / 256, 1])
+
+
+def test_it_remembers_one_copy_of_the_gradients_and_five_numbers():
+    model, inner = make_model(), keras.optimizers.AdamW(0.1)
+    optimizer = GradientAccumulation(inner, steps=4)
+    optimizer.build(model.trainable_variables)
+    inside = {id(variable) for variable in inner.variables}
+    own = [variable for variable in optimizer.variables if id(variable) not in inside]
+    sums = [variable for variable in own if variable.shape != ()]
+    assert [variable.shape for variable in sums] == [variable.shape for variable in model.trainable_variables]
+    assert {variable.dtype for variable in sums} == {"float32"}
+    assert len(own) - len(sums) == 5  # weight, microbatches in all and in the window, skipped; a learning rate of Keras
+
+
+def test_loss_scaling_outside_is_refused():
     with pytest.raises(ValueError, match="LossScaleOptimizer must be inside"):
         keras.optimizers.LossScaleOptimizer(GradientAccumulation(keras.optimizers.SGD(0.1), steps=2))
 
@@ -315,6 +357,9 @@ def test_what_makes_no_sense_is_refused():
     GradientAccumulation(taken)
     with pytest.raises(ValueError, match="another GradientAccumulation"):
         GradientAccumulation(taken)
+    forgetful = GradientAccumulation(keras.optimizers.SGD(0.1), reduction="weighted")
+    with pytest.raises(ValueError, match="with reduction"):
+        forgetful.apply([tf.ones(2)], [keras.Variable(np.ones(2, np.float32))])
     with pytest.raises(ValueError, match="is for reduction"):
         GradientAccumulation(keras.optimizers.SGD(0.1)).count(1)
     with pytest.raises(ValueError, match="before the first microbatch"):

@@ -50,6 +50,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer, self.steps, self.reduction = inner, steps, reduction
         self._ready = True
+        self._was_counted = False
         self._have_gradients = set()  # indices of the variables of which some microbatch had a gradient, as traced
         for each in _nested(inner):
             # The gradients it gets are reduced already. Reducing again would multiply them by the number of replicas.
@@ -130,7 +131,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
 
     @property
     def skipped(self):
-        """Windows whose gradient was not finite and that were left out; a Keras variable."""
+        """Windows that were left out because a gradient was not finite, or all weights were 0; a Keras variable."""
         return self._skipped
 
     def count(self, weight):
@@ -142,6 +143,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         if self.reduction != "weighted":
             raise ValueError('count() is for reduction="weighted"')
         self._require_built()
+        self._was_counted = True
         replica_local(self._weight).assign_add(tf.cast(weight, tf.float32))
 
     def _require_built(self):
@@ -163,6 +165,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         self._require_built()
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         self._check_variables_are_known(variables)
+        if self.reduction == "weighted" and not self._was_counted:
+            raise ValueError('with reduction="weighted", call optimizer.count(weight) for each microbatch before apply')
         if all(gradient is None for gradient in grads):
             raise ValueError("there is a gradient of no variable: does the loss depend on them?")
         for gradient, variable in zip(grads, variables, strict=True):
@@ -202,11 +206,9 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         def met(strategy, complete):
             def end():
                 each = strategy.extended.call_for_each_replica
-                gradients, finite = each(self._reduced)
-                finite = strategy.experimental_local_results(finite)[0]
-                tf.cond(
-                    finite, lambda: _nothing(each(self._update, args=(gradients,))), lambda: _nothing(each(self._skip))
-                )
+                gradients, applied = each(self._reduced)
+                applied = strategy.experimental_local_results(applied)[0]
+                tf.cond(applied, lambda: _nothing(each(self._update, args=(gradients,))), lambda: _nothing(None))
                 return _nothing(each(self._clear))
 
             tf.cond(strategy.experimental_local_results(complete)[0], end, lambda: _nothing(None))
@@ -214,8 +216,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         context.merge_call(met, args=(complete,))
 
     def _end_window_in_program(self):
-        gradients, finite = self._reduced()
-        tf.cond(finite, lambda: self._update(gradients), self._skip)
+        gradients, applied = self._reduced()
+        tf.cond(applied, lambda: self._update(gradients), lambda: _nothing(None))
         return self._clear()
 
     def _updated_indices(self):
@@ -223,7 +225,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         return sorted(self._have_gradients) or list(range(len(self._sums)))
 
     def _reduced(self):
-        """Returns the gradients of the window, the same on all replicas, and whether they are to be applied."""
+        """Returns the gradients of the window, the same on all replicas, and whether to apply them; counts if not."""
         context = tf.distribute.get_replica_context()
         updated = self._updated_indices()
         for index in set(range(len(self._sums))).difference(updated):
@@ -241,19 +243,17 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         if self.reduction == "mean":
             weight = tf.cast(replica_local(self._in_window).read_value(), tf.float32)
         gradients = [tf.math.divide_no_nan(tensor, weight) for tensor in sums]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in sums])
+        applied = finite & (weight > 0)
+        self._skipped.assign_add(1 - tf.cast(applied, tf.int32))
         if isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer):
-            return gradients, tf.constant(True)  # it must see what is not finite to lower its scale
-        norms = tf.stack([tf.reduce_sum(tf.abs(tensor)) for tensor in sums])
-        return gradients, tf.reduce_all(tf.math.is_finite(norms)) & (weight > 0)
+            applied = weight > 0  # it must see what is not finite to lower its scale, and applies nothing then
+        return gradients, applied
 
     def _update(self, gradients):
         variables = [self._trainable_variables[index] for index in self._updated_indices()]
         gradients = [tf.cast(gradient, variable.dtype) for gradient, variable in zip(gradients, variables, strict=True)]
         self.inner_optimizer.apply(gradients, variables)
-        return tf.constant(0)
-
-    def _skip(self):
-        self._skipped.assign_add(1)
         return tf.constant(0)
 
     def _clear(self):
