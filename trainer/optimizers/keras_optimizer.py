@@ -12,7 +12,7 @@ from trainer.distribution import replica_local
 from trainer.environment import joins_loops
 from trainer.optimizers import optimizer as optimizer_module
 from trainer.optimizers import rules, schedules, transformations
-from trainer.optimizers.optimizer import norm_of_all
+from trainer.optimizers.optimizer import norm
 from trainer.optimizers.parameters import Parameter, is_bias, parameters_of
 
 _CLASSES = {
@@ -102,7 +102,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         on_cpu = "CPU" in replica_local(self._trainable_variables[indices[0]]).device
         scale = 1.0
         if optimizer.clip_norm is not None:
-            scale = optimizer.clip_norm / ops.maximum(norm_of_all(gradients, on_cpu=on_cpu), optimizer.clip_norm)
+            scale = optimizer.clip_norm / ops.maximum(norm(gradients, on_cpu=on_cpu), optimizer.clip_norm)
         for index, gradient in zip(indices, gradients, strict=True):
             variable = replica_local(self._trainable_variables[index])
             slots = {name: replica_local(slot) for name, slot in self._slots[index].items()}
@@ -114,6 +114,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
                 updates=updates,
                 learning_rate=learning_rate,
                 scale=scale,
+                on_cpu=on_cpu,
                 in_one_pass=self._jit_compile and on_cpu and joins_loops(os.environ),
             )
             variable.assign(tf.cast(value, variable.dtype))

@@ -16,6 +16,7 @@ step's business, as are reducing gradients over replicas, clipping, and leaving 
 
 import abc
 import dataclasses
+import math
 import re
 
 from keras import ops
@@ -35,6 +36,7 @@ class Context:
         gradient: float32 tensor of its shape, reduced and clipped.
         updates: scalar float32 tensor, the number of this update, from 1.
         report: callable `(name, scalar float32 tensor)` that takes what is worth looking at, such as trust ratios.
+        on_cpu: whether it is computed on the CPU, where norms are written differently.
     """
 
     parameter: object
@@ -42,6 +44,7 @@ class Context:
     gradient: object
     updates: object
     report: object
+    on_cpu: bool = False
 
 
 class Rule(abc.ABC):
@@ -226,6 +229,7 @@ class Optimizer:
         updates,
         learning_rate,
         scale=1.0,
+        on_cpu=False,
         in_one_pass=False,
         report=lambda name, number: None,
     ):
@@ -239,6 +243,7 @@ class Optimizer:
             updates: scalar float32 tensor, the number of this update, from 1.
             learning_rate: scalar float32 tensor.
             scale: scalar float32 tensor or number that the gradient is multiplied by.
+            on_cpu: whether it is computed on the CPU, where norms are written differently.
             in_one_pass: whether to write the update so that XLA on the CPU, where `joins_loops`, passes over memory once.
                 Without effect where the update is not elementwise.
             report: callable `(name, scalar float32 tensor)`, called once for each of `measurements`.
@@ -246,7 +251,7 @@ class Optimizer:
         Returns:
             the new value and the dict of new slots.
         """
-        common = {"updates": updates, "learning_rate": learning_rate, "report": report}
+        common = {"updates": updates, "learning_rate": learning_rate, "report": report, "on_cpu": on_cpu}
         if not (in_one_pass and self.elementwise):
             return self._update(parameter, value, scale * gradient, slots, **common)
 
@@ -261,8 +266,8 @@ class Optimizer:
         new_slots = {name: apart(number)[1][name] for number, name in enumerate(slots, 1)}
         return apart(0)[0], new_slots
 
-    def _update(self, parameter, value, gradient, slots, *, updates, learning_rate, report):
-        context = Context(parameter, value, gradient, updates, report)
+    def _update(self, parameter, value, gradient, slots, *, updates, learning_rate, report, on_cpu):
+        context = Context(parameter, value, gradient, updates, report, on_cpu)
         own = {name: slots[name] for name in self.rule.slots(parameter)}
         direction, new_slots, scale = self.rule.direction(own, context)
         new_slots = dict(new_slots)
@@ -308,27 +313,22 @@ class Optimizer:
         return [each for each in self._of_stage("value") if each.for_evaluation]
 
 
-def norm(tensor):
-    """Returns the Euclidean norm of a tensor of any shape, a scalar."""
-    return ops.sqrt(ops.sum(ops.square(tensor)))
+def _sum_of_squares(tensor, on_cpu):
+    if not on_cpu or len(tensor.shape) < 2:
+        return ops.sum(ops.square(tensor))
+    rows = ops.reshape(tensor, (-1, tensor.shape[-1]))
+    return ops.sum(ops.matmul(ops.square(rows), ops.ones(tensor.shape[-1])))
 
 
-def norm_of_all(tensors, *, on_cpu):
+def norm(tensors, *, on_cpu=False):
     """Returns the Euclidean norm of everything in a list of float32 tensors of any shapes, a scalar.
 
     For the CPU XLA fuses squares into a product of matrix and vector, but writes them to memory before a plain sum, four
     times slower. Elsewhere matrix units may round products to fewer bits.
     """
-
-    def sum_of_squares(tensor):
-        if not on_cpu or len(tensor.shape) < 2:
-            return ops.sum(ops.square(tensor))
-        rows = ops.reshape(tensor, (-1, tensor.shape[-1]))
-        return ops.sum(ops.matmul(ops.square(rows), ops.ones(tensor.shape[-1])))
-
-    return ops.sqrt(sum(sum_of_squares(tensor) for tensor in tensors))
+    return ops.sqrt(sum(_sum_of_squares(tensor, on_cpu) for tensor in tensors))
 
 
-def root_mean_square(tensor):
-    """Returns the root of the mean of squares of a tensor of any shape, a scalar."""
-    return ops.sqrt(ops.mean(ops.square(tensor)))
+def root_mean_square(tensor, *, on_cpu=False):
+    """Returns the root of the mean of squares of a float32 tensor of any shape, a scalar."""
+    return norm([tensor], on_cpu=on_cpu) / math.prod(tensor.shape) ** 0.5

@@ -83,8 +83,8 @@ class Adam(Rule):
         scale = None
         if self.clip_update:
             least = self.epsilon * self.epsilon
-            squares = ops.square(gradient) / ops.maximum(ops.square(second) * velocity, least)
-            scale = 1 / ops.maximum(1.0, ops.sqrt(ops.mean(squares)))
+            surprise = gradient * ops.rsqrt(ops.maximum(ops.square(second) * velocity, least))
+            scale = 1 / ops.maximum(1.0, root_mean_square(surprise, on_cpu=context.on_cpu))
         return direction, {"momentum": momentum, "velocity": velocity}, scale
 
 
@@ -164,9 +164,11 @@ class AdaFactor(Rule):
             velocity = decay * slots["velocity"] + (1 - decay) * squares
             direction, new_slots = gradient * ops.rsqrt(velocity), {"velocity": velocity}
         if self.clip_threshold is not None:
-            direction = direction / ops.maximum(1.0, root_mean_square(direction) / self.clip_threshold)
+            size = root_mean_square(direction, on_cpu=context.on_cpu)
+            direction = direction / ops.maximum(1.0, size / self.clip_threshold)
         if self.scale_by_parameter:
-            direction = direction * ops.maximum(self.least_parameter_scale, root_mean_square(context.value))
+            size = root_mean_square(context.value, on_cpu=context.on_cpu)
+            direction = direction * ops.maximum(self.least_parameter_scale, size)
         return direction, new_slots, None
 
 
@@ -186,7 +188,7 @@ def orthogonalized(matrix, iterations=5):
     a, b, c = _NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
     x = ops.transpose(matrix) if tall else matrix
-    x = x / (norm(x) + 1e-7)
+    x = x / (norm([x]) + 1e-7)
     for _ in range(iterations):
         gram = ops.matmul(x, ops.transpose(x))
         x = a * x + ops.matmul(b * gram + c * ops.matmul(gram, gram), x)

@@ -58,7 +58,7 @@ class LayerAdaptation(Transformation):
     def transform(self, tensor, slots, context):
         if context.parameter in self.exclude:
             return tensor, slots
-        ratio = _ratio(norm(context.value), norm(tensor))
+        ratio = _ratio(norm([context.value], on_cpu=context.on_cpu), norm([tensor], on_cpu=context.on_cpu))
         if self.least_ratio is not None:
             ratio = ops.maximum(ratio, self.least_ratio)
         if self.greatest_ratio is not None:
@@ -94,8 +94,8 @@ class LarsScaling(Transformation):
     def transform(self, tensor, slots, context):
         if context.parameter in self.exclude:
             return tensor, slots
-        own = norm(context.value)
-        ratio = _ratio(self.coefficient * own, norm(tensor) + self.weight_decay * own)
+        own, other = (norm([each], on_cpu=context.on_cpu) for each in (context.value, tensor))
+        ratio = _ratio(self.coefficient * own, other + self.weight_decay * own)
         context.report("trust_ratio", ratio)
         return ratio * (tensor + self.weight_decay * context.value), slots
 

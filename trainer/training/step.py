@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainer import randomness
 from trainer.distribution import device_kind, replica_local
 from trainer.environment import joins_loops
-from trainer.optimizers.optimizer import norm_of_all
+from trainer.optimizers.optimizer import norm
 
 # Dynamic loss scaling for float16, with the customary constants (Micikevicius et al. 2018, arXiv 1710.03740).
 LOSS_SCALE_GROWTH_STEPS = 2000
@@ -156,11 +156,11 @@ class TrainStep:
         scale, updates, good_steps = (replica_local(v) for v in (state.loss_scale, state.updates, state.good_steps))
         loss, task_metrics = metrics[0], metrics[1:]
         old_scale = scale.read_value()
-        norm = norm_of_all(gradients, on_cpu=self._on_cpu) / old_scale
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+        gradient_norm = norm(gradients, on_cpu=self._on_cpu) / old_scale
+        finite = tf.math.is_finite(gradient_norm) & tf.math.is_finite(loss)
         factor = 1.0 / old_scale
         if optimizer.clip_norm is not None:
-            factor *= optimizer.clip_norm / tf.maximum(norm, optimizer.clip_norm)
+            factor *= optimizer.clip_norm / tf.maximum(gradient_norm, optimizer.clip_norm)
         learning_rate = optimizer.learning_rate(tf.cast(step, tf.float32))
         number = updates.read_value() + 1.0
         new_values, changes, measured = [], [], {}
@@ -177,6 +177,7 @@ class TrainStep:
                 updates=number,
                 learning_rate=learning_rate,
                 scale=factor,
+                on_cpu=self._on_cpu,
                 in_one_pass=self._in_one_pass,
                 report=lambda name, number, of=parameter.name: measured.update({(of, name): number}),
             )
@@ -198,9 +199,9 @@ class TrainStep:
         own = [
             loss,
             learning_rate,
-            norm,
-            norm_of_all(new_values, on_cpu=self._on_cpu),
-            norm_of_all(changes, on_cpu=self._on_cpu),
+            gradient_norm,
+            norm(new_values, on_cpu=self._on_cpu),
+            norm(changes, on_cpu=self._on_cpu),
             old_scale,
             1.0 - tf.cast(finite, tf.float32),
         ]
