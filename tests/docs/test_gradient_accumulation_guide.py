@@ -9,7 +9,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "gradient_accumulation.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-PRINTED = re.findall(r"^```\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+PRINTED = re.findall(r"^prints\n\n```\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
 
 
 def run(script):
@@ -32,7 +32,7 @@ def test_the_same_with_the_wrapper_trains_as_the_guide_says():
     finished = run(SCRIPTS[1])
     assert finished.returncode == 0, finished.stderr
     printed = finished.stdout.splitlines()
-    assert printed[-1] == PRINTED[1].splitlines()[-1] == "80 updates"
+    assert printed[-1] == PRINTED[1].splitlines()[-1]
     losses = [float(line.rpartition("loss: ")[2]) for line in printed if "loss: " in line]
     first, last = (float(loss) for loss in re.findall(r"loss: (\S+)", PRINTED[1]))
     assert abs(losses[0] - first) < 1e-2 * first and losses[-1] < 2 * last
