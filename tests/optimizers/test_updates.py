@@ -445,7 +445,7 @@ ELEMENTWISE = {
 def test_written_for_one_pass_over_memory_an_update_is_the_same_and_xla_makes_one_loop_of_it(name):
     optimizer = ELEMENTWISE[name]
     assert optimizer.elementwise
-    parameter = Parameter("kernel", "kernel", None, 0, (300, 40))
+    parameter = Parameter("kernel", "kernel", None, 0, (300, 400))
     rng = np.random.default_rng(0)
 
     def draw():
@@ -474,8 +474,8 @@ def test_written_for_one_pass_over_memory_an_update_is_the_same_and_xla_makes_on
         np.testing.assert_allclose(new_slots[slot], expected, rtol=1e-5, atol=1e-6)
     program = compiled.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
     loops = [line.partition(" fusion(")[0] for line in program.splitlines() if " fusion(" in line]
-    (together,) = [line for line in loops if "f32[300,40]" in line]
-    assert together.count("f32[300,40]") == 1 + len(slots)
+    (together,) = [line for line in loops if "f32[300,400]" in line]
+    assert together.count("f32[300,400]") == 1 + len(slots)
 
 
 def test_what_is_not_elementwise_says_so():

@@ -23,6 +23,9 @@ from keras import ops
 
 from trainer.optimizers.parameters import ROLES
 
+# Smaller parameters stay in the processor's caches, so that passing over them again costs nothing, but compiling does.
+_LEAST_SIZE_FOR_ONE_PASS = 2**16
+
 STAGES = ("direction", "change", "rows", "value")
 
 
@@ -245,14 +248,14 @@ class Optimizer:
             scale: scalar float32 tensor or number that the gradient is multiplied by.
             on_cpu: whether it is computed on the CPU, where norms are written differently.
             in_one_pass: whether to write the update so that XLA on the CPU, where `joins_loops`, passes over memory once.
-                Without effect where the update is not elementwise.
+                Without effect on small parameters, and where the update is not elementwise.
             report: callable `(name, scalar float32 tensor)`, called once for each of `measurements`.
 
         Returns:
             the new value and the dict of new slots.
         """
         common = {"updates": updates, "learning_rate": learning_rate, "report": report, "on_cpu": on_cpu}
-        if not (in_one_pass and self.elementwise):
+        if not (in_one_pass and self.elementwise and math.prod(parameter.shape) >= _LEAST_SIZE_FOR_ONE_PASS):
             return self._update(parameter, value, scale * gradient, slots, **common)
 
         # XLA on the CPU makes one loop of loops over the same inputs, but not where they share what was computed on the
