@@ -26,10 +26,21 @@ JOIN = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
 )
 def test_programs_are_as_fast_as_the_processor_allows_unless_a_person_chose(monkeypatch, features, flags, expected):
     monkeypatch.setattr(environment, "_processor_features", lambda: features)
+    monkeypatch.setattr(environment, "_tensorflow_version", lambda: "2.21.0")
     variables = {"XLA_FLAGS": flags} if flags else {}
     prefer_fast_programs(variables)
     assert variables.get("XLA_FLAGS") == expected
     assert joins_loops(variables) == (JOIN in expected)
+
+
+@pytest.mark.parametrize(
+    ("version", "joins"), [("2.20.1", False), ("2.21.0rc1", True), ("3.0", True), ("unknown", False)]
+)
+def test_loops_are_joined_where_xla_knows_how(monkeypatch, version, joins):
+    monkeypatch.setattr(environment, "_tensorflow_version", lambda: version)
+    variables = {}
+    prefer_fast_programs(variables)
+    assert joins_loops(variables) == joins
 
 
 def test_programs_compiled_with_other_flags_lie_elsewhere():

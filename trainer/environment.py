@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import os
 import platform
+import re
 from importlib import metadata
 
 _CACHED_PROGRAMS = 1000  # of half a megabyte to some megabytes each
@@ -47,6 +48,7 @@ def _forget_oldest(folder):
 
 
 _JOIN_LOOPS = "xla_cpu_use_multi_output_fusion"
+_JOINS_LOOPS_SINCE = (2, 21)  # of TensorFlow; older ones take the option for an unknown one and say nothing
 
 
 def prefer_fast_programs(environment):
@@ -63,7 +65,8 @@ def prefer_fast_programs(environment):
         return  # it names a file
     if "xla_cpu_prefer_vector_width" not in flags and "avx512f" in _processor_features().split():
         flags += " --xla_cpu_prefer_vector_width=512"
-    if "xla_backend_extra_options" not in flags:
+    joins = tuple(map(int, re.findall(r"\d+", _tensorflow_version())[:2])) >= _JOINS_LOOPS_SINCE
+    if joins and "xla_backend_extra_options" not in flags:
         flags += f" --xla_backend_extra_options={_JOIN_LOOPS}"
     environment["XLA_FLAGS"] = flags.strip()
 

@@ -80,8 +80,8 @@ def replay_step(assembly, state, manager, step, report=print):
     order = np.argsort(parts["example_index"])
     metrics = train_step.one(examples).numpy()
     values = dict(zip(train_step.metric_names, metrics.tolist(), strict=True))
-    values = {name: value for name, value in values.items() if "/" not in name}  # none of single parameters
     task_values = assembly.task.report({name: values.pop(name) for name in assembly.task.metric_names})
+    values = {name: value for name, value in values.items() if "/" not in name}  # none of single parameters
     return Replay(
         step=step,
         metrics=values | task_values,

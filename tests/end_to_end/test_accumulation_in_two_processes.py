@@ -73,7 +73,7 @@ def test_one_reduction_a_window_is_executed_whatever_its_length(results):
     found = json.loads((results / "reductions.json").read_text())
     assert found.keys() == {f"{name}/{steps}" for name in THE_SEVEN for steps in (1, 2, 4)}
     # The profiler never sees more than there is, and once in a while misses one.
-    assert {key: max(counts) for key, counts in found.items()} == dict.fromkeys(found, 1)
+    assert all(max(counts) <= 1 for counts in found.values())
     assert sum(map(sum, found.values())) >= 0.9 * 4 * len(found)
 
 

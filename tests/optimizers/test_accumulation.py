@@ -18,10 +18,15 @@ from large_batches import (
     scope_of,
     split,
     strategy_of,
+    weights_of,
 )
 
 from trainer.optimizers.accumulation import GradientAccumulation
 from trainer.optimizers.fitting import CountsExamples
+
+
+def number(variable):
+    return float(keras.ops.convert_to_numpy(variable))
 
 
 @pytest.mark.parametrize("replicas", [0, 2])
@@ -40,6 +45,27 @@ def test_xla_compiles_it_also_in_the_form_that_tpus_get(one_program, monkeypatch
     loop.graph_step = tf.function(loop.microbatch, jit_compile=True)
     loop.run(split(*data(4), (4, 4, 4, 4), 1))
     assert_same(loop.weights(), large_batches(make, 4))
+
+
+def test_in_the_form_that_tpus_get_rows_of_embeddings_are_added_without_scattering(monkeypatch):
+    # A TPU's variable of which each replica has its own has no scatter_add.
+    monkeypatch.setattr("trainer.optimizers.accumulation._is_one_program", lambda strategy: True)
+    table = keras.layers.Embedding(6, 3, embeddings_initializer="ones")
+    table.build()
+    optimizer = GradientAccumulation(keras.optimizers.SGD(0.5), steps=2)
+    optimizer.build(table.trainable_variables)
+
+    @tf.function(jit_compile=True)
+    def microbatch(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(table(ids))
+        optimizer.apply(tape.gradient(loss, table.trainable_variables), table.trainable_variables)
+
+    microbatch(tf.constant([1, 1, 2]))
+    microbatch(tf.constant([1, 0, 2]))
+    np.testing.assert_array_equal(table.embeddings.numpy()[:, 0], [0.75, 0.25, 0.5, 1, 1, 1])
+    graph = microbatch.get_concrete_function(tf.constant([1, 1, 2])).graph.as_graph_def()
+    assert not [node for node in graph.node if node.op == "ResourceScatterAdd"]
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 2])
@@ -86,6 +112,51 @@ def test_fit_with_counted_examples_weighs_the_last_batch_by_its_size():
 
 
 @pytest.mark.parametrize("replicas", [0, 2])
+def test_fit_with_counted_examples_regularizes_once_an_update(replicas):
+    def regularized(base=keras.Model):
+        keras.utils.set_random_seed(5)
+        inputs = keras.Input((FEATURES,))
+        return base(inputs, keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.5))(inputs))
+
+    class Model(CountsExamples, keras.Model):
+        pass
+
+    x, y = data(2)
+    expected = regularized()
+    expected.compile(keras.optimizers.SGD(0.1), "mse")
+    expected.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0)
+    with scope_of(strategy_of(replicas)):
+        model = regularized(Model)
+        optimizer = GradientAccumulation(keras.optimizers.SGD(0.1), steps=4, reduction="weighted")
+        model.compile(optimizer, keras.losses.MeanSquaredError(reduction="sum"))
+    model.fit(x, y, batch_size=ROWS // 4, shuffle=False, verbose=0)
+    assert_same(model.get_weights(), expected.get_weights())
+
+
+def test_counted_examples_refuse_what_they_cannot_count():
+    class Model(CountsExamples, keras.Model):
+        pass
+
+    def fit(optimizer, loss, sample_weight=None):
+        model = make_model(Model)
+        model.compile(optimizer, loss)
+        model.fit(*data(1), sample_weight=sample_weight, verbose=0)
+
+    weighted = lambda: GradientAccumulation(keras.optimizers.SGD(0.1), reduction="weighted")
+    with pytest.raises(ValueError, match="losses must be sums"):
+        fit(weighted(), "mse")
+    with pytest.raises(ValueError, match="losses must be sums"):
+        fit(weighted(), keras.losses.MeanSquaredError())
+    with pytest.raises(ValueError, match="was compiled with SGD"):
+        fit(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError(reduction="sum"))
+    inputs = keras.Input((4,), dtype="int32")
+    masked = Model(inputs, keras.layers.Embedding(6, 1, mask_zero=True)(inputs))
+    masked.compile(weighted(), keras.losses.MeanSquaredError(reduction="sum"))
+    with pytest.raises(ValueError, match="outputs with a mask"):
+        masked.fit(np.ones((4, 4), np.int32), np.ones((4, 4, 1), np.float32), verbose=0)
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
 def test_an_incomplete_window_is_applied_at_the_end_of_fit_with_its_true_weight(replicas):
     x, y = data(1)
     with scope_of(strategy_of(replicas)):
@@ -119,6 +190,21 @@ def test_a_window_that_is_not_finite_on_one_replica_changes_nothing_anywhere(rep
     for variable in loop.model.trainable_variables:
         copies = variable.value.values if replicas else [variable.value]
         assert all(np.array_equal(copies[0], copy) for copy in copies)
+
+
+@pytest.mark.parametrize(
+    ("weight", "gradient", "dtype"),
+    [(np.inf, 1.0, "float32"), (np.nan, 1.0, "float32"), (0.0, 1.0, "float32"), (1.0, 1e5, "float16")],
+    ids=["infinite weight", "weight not a number", "no weight", "gradient too large for its variable"],
+)
+def test_what_is_not_finite_only_after_dividing_is_left_out_too(weight, gradient, dtype):
+    variable = keras.Variable(np.ones(2), dtype=dtype, name="kernel")
+    optimizer = GradientAccumulation(keras.optimizers.AdamW(0.1, weight_decay=0.5), steps=1, reduction="weighted")
+    optimizer.build([variable])
+    optimizer.count(weight)
+    optimizer.apply([tf.constant([gradient, gradient])], [variable])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), [1, 1])
+    assert number(optimizer.skipped) == 1 and number(optimizer.iterations) == 0
 
 
 @pytest.mark.parametrize("after", [0, 2, 4])
@@ -163,16 +249,29 @@ def test_saved_keras_files_keep_the_window(before, after, tmp_path):
     assert_same(loaded.get_weights(), large_batches(OPTIMIZERS["keras adamw"], 1))
 
 
-def test_windows_may_grow():
-    make = OPTIMIZERS["keras sgd"]
-    grown = lambda updates: tf.where(updates < 1, 1, 3)
-    loop = Loop(0, lambda: GradientAccumulation(make(), steps=grown, reduction="weighted"))
-    x, y = data(4)
-    seen = []
-    for i in range(4):
-        loop.run([[(x[i * ROWS : (i + 1) * ROWS], y[i * ROWS : (i + 1) * ROWS])]])
-        seen.append(int(loop.optimizer.iterations))
-    assert seen == [1, 1, 1, 2]
+@keras.saving.register_keras_serializable(package="tests")
+def one_then_two(updates):
+    return tf.where(updates < 1, 1, 2)
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_windows_may_grow(replicas):
+    make = lambda: GradientAccumulation(keras.optimizers.SGD(0.1), steps=one_then_two, reduction="weighted")
+    loop = Loop(replicas, lambda: keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(make())))
+    x, y = data(2)
+    sizes = (ROWS, ROWS) if replicas else (2 * ROWS,)
+    for _ in range(3):
+        loop.run(split(x, y, sizes, loop.replicas))
+        loop.run(split(x, y, sizes, loop.replicas))
+    expected, seen = make_model(), []
+    for _ in range(3):  # one window of one microbatch, two of two, and one microbatch that waits
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(expected(x) - y))
+        for gradient, variable in zip(tape.gradient(loss, expected.weights), expected.weights, strict=True):
+            variable.assign_sub(0.1 * gradient)
+        seen.append(weights_of(expected))
+    assert number(loop.optimizer.iterations) == 3
+    assert_same(loop.weights(), seen[-1])
 
 
 @pytest.mark.parametrize("replicas", [0, 2])
@@ -297,10 +396,6 @@ def dtype_policy(name):
         keras.config.set_dtype_policy("float32")
 
 
-def number(variable):
-    return float(keras.ops.convert_to_numpy(variable))
-
-
 @pytest.mark.parametrize("name", ["keras sgd", "lamb"])
 @pytest.mark.parametrize("replicas", [0, 2])
 def test_float16_scales_the_loss_inside(replicas, name):
@@ -357,6 +452,19 @@ def test_what_makes_no_sense_is_refused():
     GradientAccumulation(taken)
     with pytest.raises(ValueError, match="another GradientAccumulation"):
         GradientAccumulation(taken)
+    for steps in (True, 1.5, "4"):
+        with pytest.raises(ValueError, match="steps must be a whole number"):
+            GradientAccumulation(keras.optimizers.SGD(0.1), steps=steps)
+    assert GradientAccumulation(keras.optimizers.SGD(0.1), steps=np.int64(4)).steps == 4
+    with strategy_of(2).scope():
+        variables = [keras.Variable(np.ones(2, np.float32))]
+        overwriting = keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=2)
+        with pytest.raises(ValueError, match="ema_overwrite_frequency cannot work"):
+            GradientAccumulation(overwriting).build(variables)
+    with pytest.raises(ValueError, match="2 gradients for 1 variables"):
+        GradientAccumulation(keras.optimizers.SGD(0.1)).apply(
+            [tf.ones(2)] * 2, [keras.Variable(np.ones(2, np.float32))]
+        )
     forgetful = GradientAccumulation(keras.optimizers.SGD(0.1), reduction="weighted")
     with pytest.raises(ValueError, match="with reduction"):
         forgetful.apply([tf.ones(2)], [keras.Variable(np.ones(2, np.float32))])

@@ -1,6 +1,7 @@
 """Each optimizer equals its paper's equations, written again in NumPy with float64, and optax where that has it."""
 
 import dataclasses
+import os
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import optax
 import pytest
 import tensorflow as tf
 
+from trainer.environment import joins_loops
 from trainer.optimizers import recipes
 from trainer.optimizers.keras_optimizer import KerasOptimizer
 from trainer.optimizers.optimizer import Optimizer, Selection
@@ -441,6 +443,7 @@ ELEMENTWISE = {
 }
 
 
+@pytest.mark.skipif(not joins_loops(os.environ), reason="XLA was not told to join loops, or is too old to")
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_written_for_one_pass_over_memory_an_update_is_the_same_and_xla_makes_one_loop_of_it(name):
     optimizer = ELEMENTWISE[name]
@@ -499,13 +502,44 @@ def test_replicas_clip_what_they_reduced():
     np.testing.assert_allclose(variable.numpy(), [-0.6, -0.8], rtol=1e-6)  # each clipped alone: [-1, -1]
 
 
+class Table(keras.layers.Layer):
+    """An embedding whose variable has a name of its own, at the bottom of a model with depths."""
+
+    depth = 0
+
+    def build(self, input_shape=None):
+        self.embeddings = self.add_weight(shape=(4, 2), name="words")
+
+
+def test_roles_and_depths_of_a_model_are_part_of_the_configuration():
+    table = Table()
+    table.build()
+    lazy = recipes.adamw(
+        learning_rate=ConstantSchedule(peak=0.1), transformations=(LearningRateMultipliers(depth_decay=0.5),)
+    )
+    optimizer = KerasOptimizer(lazy, table)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    again.build(table.trainable_variables)
+    (parameter,) = again._parameters
+    assert (parameter.role, parameter.layers_above) == ("embedding", 1)
+    with pytest.raises(ValueError, match="has no variable other"):
+        KerasOptimizer(layerwise, table).build([keras.Variable(np.ones((2, 2), np.float32), name="other")])
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="order of their stages"):
         Optimizer(rule=Adam(), learning_rate=Declining(), transformations=(Lookahead(), WeightDecay()))
-    with pytest.raises(ValueError, match="stands twice"):
-        Optimizer(rule=Adam(), learning_rate=Declining(), transformations=(Lookahead(), Lookahead())).slots(
-            PARAMETERS[0]
-        )
+    for twice in (Lookahead(), WeightDecay()):
+        with pytest.raises(ValueError, match="stands twice"):
+            Optimizer(rule=Adam(), learning_rate=Declining(), transformations=(twice, twice))
+    with pytest.raises(ValueError, match="two transformations scale by trust ratios"):
+        recipes.lars(learning_rate=Declining(), transformations=(LayerAdaptation(),)).check(PARAMETERS)
+    with pytest.raises(ValueError, match=r"such as ConstantSchedule\(peak=0.1\)"):
+        recipes.adamw(learning_rate=0.1)
+    with pytest.raises(ValueError, match="an optimizer of trainer"):
+        KerasOptimizer("adam")
+    with pytest.raises(ValueError, match="cannot be written to a configuration"):
+        KerasOptimizer(recipes.adamw(learning_rate=lambda step: 0.1)).get_config()
     with pytest.raises(ValueError, match="roles are kernel, bias"):
         Selection(roles="biases")
     with pytest.raises(ValueError, match="no regular expression"):

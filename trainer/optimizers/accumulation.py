@@ -8,6 +8,8 @@ Whether a window is complete is asked where all replicas meet (`merge_call`): a 
 anything that synchronises replicas, which is why Keras's own `gradient_accumulation_steps` raises under MirroredStrategy.
 """
 
+import operator
+
 import keras
 import tensorflow as tf
 
@@ -43,8 +45,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
     def __init__(self, optimizer, steps=2, reduction="mean", name="gradient_accumulation"):
         inner = keras.optimizers.get(optimizer)
         _check_inner(inner)
-        if not callable(steps) and (not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"steps must be a whole number of at least 1, or a function of the updates, got {steps!r}")
+        if not callable(steps):
+            steps = _whole_number(steps)
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         super().__init__(learning_rate=0.0, name=name)
@@ -104,6 +106,12 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         """Makes the accumulators for a list of variables."""
         if self.built:
             return
+        for each in _nested(self.inner_optimizer):
+            if getattr(each, "use_ema", False) and each.ema_overwrite_frequency and _replicas() > 1:
+                raise ValueError(
+                    "Keras's ema_overwrite_frequency cannot work on several replicas, with or without accumulation: set it "
+                    "to None (the averages are taken over at the end of fit)"
+                )
         super().build(variables)
         self.inner_optimizer.build(variables)
 
@@ -137,6 +145,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
     def count(self, weight):
         """Says how much the microbatch that is being worked on weighs on this replica; for `reduction="weighted"`.
 
+        To be called for each microbatch; that it never was is an error, that it was left out once is not noticed.
+
         Args:
             weight: scalar, such as its number of examples or of predicted tokens.
         """
@@ -154,8 +164,9 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         """Adds the gradients of a microbatch; with the last of a window, updates the variables.
 
         Args:
-            grads: list of tensors, `IndexedSlices` or None, one a variable. A variable of which no microbatch has a
-                gradient is left alone, decay included, as Keras does.
+            grads: list of tensors, `IndexedSlices` or None, one a variable. A variable of which no microbatch ever had a
+                gradient is left alone, decay included, as Keras does (but not by a `flush` that directly follows the
+                restoring of a checkpoint, which does not know yet).
             trainable_variables: list of variables; may be left out after `build`.
         """
         if tf.distribute.in_cross_replica_context():
@@ -165,6 +176,9 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         self._require_built()
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         self._check_variables_are_known(variables)
+        grads = list(grads)
+        if len(grads) != len(variables):
+            raise ValueError(f"{len(grads)} gradients for {len(variables)} variables: give one for each, or None")
         if self.reduction == "weighted" and not self._was_counted:
             raise ValueError('with reduction="weighted", call optimizer.count(weight) for each microbatch before apply')
         if all(gradient is None for gradient in grads):
@@ -173,11 +187,22 @@ class GradientAccumulation(keras.optimizers.Optimizer):
             if gradient is not None:
                 index = self._get_variable_index(variable)
                 self._have_gradients.add(index)
-                _add(replica_local(self._sums[index]), gradient)
+                self._add(replica_local(self._sums[index]), gradient)
         self._iterations.assign_add(1)
         self._in_window.assign_add(1)
         complete = replica_local(self._in_window).read_value() >= tf.cast(self._window_steps(), tf.int32)
         self._meet(complete)
+
+    def _add(self, accumulator, gradient):
+        """Adds a gradient to a float32 accumulator; of `IndexedSlices` only their rows."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            accumulator.assign_add(tf.cast(gradient, tf.float32))
+        elif _is_one_program(tf.distribute.get_strategy()):
+            # A TPU's variable that each replica has its own of cannot add rows; XLA makes a scatter of this.
+            accumulator.assign_add(tf.cast(tf.convert_to_tensor(gradient), tf.float32))
+        else:
+            values = tf.cast(gradient.values, tf.float32)
+            accumulator.scatter_add(tf.IndexedSlices(values, gradient.indices, gradient.dense_shape))
 
     def _window_steps(self):
         return self.steps(replica_local(self.iterations).read_value()) if callable(self.steps) else self.steps
@@ -187,6 +212,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
 
         To be called outside of replicas.
         """
+        if not tf.distribute.in_cross_replica_context() and _replicas() > 1:
+            raise ValueError("flush() must be called outside of strategy.run")
         if self.built and tf.convert_to_tensor(self._in_window.value) > 0:
             strategy = self._distribution_strategy
             tf.function(lambda: strategy.run(lambda: self._meet(tf.constant(True))), autograph=False)()
@@ -242,8 +269,11 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         )
         if self.reduction == "mean":
             weight = tf.cast(replica_local(self._in_window).read_value(), tf.float32)
-        gradients = [tf.math.divide_no_nan(tensor, weight) for tensor in sums]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in sums])
+        gradients = [
+            tf.cast(tf.math.divide_no_nan(tensor, weight), self._trainable_variables[index].dtype)
+            for index, tensor in zip(updated, sums, strict=True)
+        ]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in (*gradients, weight)])
         applied = finite & (weight > 0)
         self._skipped.assign_add(1 - tf.cast(applied, tf.int32))
         if isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer):
@@ -252,8 +282,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
 
     def _update(self, gradients):
         variables = [self._trainable_variables[index] for index in self._updated_indices()]
-        gradients = [tf.cast(gradient, variable.dtype) for gradient, variable in zip(gradients, variables, strict=True)]
-        self.inner_optimizer.apply(gradients, variables)
+        self.inner_optimizer.apply(list(gradients), variables)
         return tf.constant(0)
 
     def _clear(self):
@@ -305,18 +334,28 @@ def _check_inner(inner):
         raise ValueError(f"{type(inner).__name__} is no Keras 3 optimizer on the TensorFlow backend")
 
 
+def _whole_number(steps):
+    try:
+        number = operator.index(steps)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(steps, bool):
+        raise ValueError(f"steps must be a whole number of at least 1, or a function of the updates, got {steps!r}")
+    return number
+
+
+def _replicas():
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def _is_one_program(strategy):
-    """Whether replicas are one program, in which a condition may hold what synchronises them."""
-    return isinstance(strategy, tf.distribute.TPUStrategy)
+    """Whether replicas are one program, in which a condition may hold what synchronises them.
 
-
-def _add(accumulator, gradient):
-    """Adds a gradient to a float32 accumulator; of `IndexedSlices` only their rows."""
-    if isinstance(gradient, tf.IndexedSlices):
-        slices = tf.IndexedSlices(tf.cast(gradient.values, tf.float32), gradient.indices, gradient.dense_shape)
-        accumulator.scatter_add(slices)
-    else:
-        accumulator.assign_add(tf.cast(gradient, tf.float32))
+    So it is on TPUs, and on GPUs where XLA compiles what `strategy.run` is given.
+    """
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return True
+    return isinstance(strategy, tf.distribute.MirroredStrategy) and not strategy.extended._use_merge_call()
 
 
 def _nothing(_):

@@ -38,10 +38,17 @@ class KerasOptimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, optimizer, model=None, jit_compile=True, name="keras_optimizer"):
+        if not isinstance(optimizer, optimizer_module.Optimizer):
+            raise ValueError(
+                f"an optimizer of trainer.optimizers.recipes, such as adamw(...), is needed, got {optimizer!r}"
+            )
         super().__init__(learning_rate=_Schedule(optimizer.learning_rate), name=name)
         self.optimizer = optimizer
         self._jit_compile = jit_compile
-        self._roles = {} if model is None else {each.name: each for each in parameters_of(model)}
+        # {path: (role, layers above)} of the model's variables; None to go by names.
+        self._places = None
+        if model is not None:
+            self._places = {each.name: (each.role, each.layers_above) for each in parameters_of(model)}
 
     def build(self, variables):
         """Makes the slots for a list of variables."""
@@ -60,9 +67,11 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             )
 
     def _parameter(self, variable):
-        known = self._roles.get(variable.path)
-        if known is not None:
-            return dataclasses.replace(known, variable=None, shape=tuple(variable.shape))
+        if self._places is not None:
+            if variable.path not in self._places:
+                raise ValueError(f"the model that KerasOptimizer was given has no variable {variable.path}")
+            role, layers_above = self._places[variable.path]
+            return Parameter(variable.path, role, None, layers_above, tuple(variable.shape))
         name = variable.path.rpartition("/")[2]
         if name == "embeddings":
             role = "embedding"
@@ -122,13 +131,21 @@ class KerasOptimizer(keras.optimizers.Optimizer):
                 slot.assign(new_slots[name])
 
     def get_config(self):
-        """Returns what the optimizer can be made again from (the roles of a `model` go by name then)."""
-        return {"optimizer": _to_config(self.optimizer), "jit_compile": self._jit_compile, "name": self.name}
+        """Returns what the optimizer can be made again from; the roles of a model's variables are part of it."""
+        return {
+            "optimizer": _to_config(self.optimizer),
+            "places": None if self._places is None else [[path, *place] for path, place in self._places.items()],
+            "jit_compile": self._jit_compile,
+            "name": self.name,
+        }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Makes an optimizer from what `get_config` returned."""
-        return cls(_from_config(config["optimizer"]), jit_compile=config["jit_compile"], name=config["name"])
+        made = cls(_from_config(config["optimizer"]), jit_compile=config["jit_compile"], name=config["name"])
+        if config["places"] is not None:
+            made._places = {path: (role, layers_above) for path, role, layers_above in config["places"]}
+        return made
 
 
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -156,6 +173,8 @@ def _to_config(value):
         return {"items": [[key, _to_config(each)] for key, each in value.items()]}
     if isinstance(value, list | tuple):
         return [_to_config(each) for each in value]
+    if value is not None and not isinstance(value, str | int | float | bool):
+        raise ValueError(f"{value!r} cannot be written to a configuration")
     return value
 
 

@@ -190,6 +190,14 @@ class Optimizer:
             raise ValueError(
                 f"transformations must come in the order of their stages, {', '.join(STAGES)}; got {order}"
             )
+        names = [type(each).__name__ for each in self.transformations]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{twice[0]} stands twice in the transformations")
+        if not callable(self.learning_rate):
+            raise ValueError(
+                f"learning_rate must be a schedule, such as ConstantSchedule(peak={self.learning_rate!r}) or in Gin "
+                f"@constant_schedule(), got {self.learning_rate!r}"
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
 
@@ -198,10 +206,7 @@ class Optimizer:
         slots = dict(self.rule.slots(parameter))
         for each in self.transformations:
             for name, shape in each.slots(parameter).items():
-                name = f"{each.prefix}/{name}"
-                if name in slots:
-                    raise ValueError(f"{type(each).__name__} stands twice in the transformations")
-                slots[name] = shape
+                slots[f"{each.prefix}/{name}"] = shape
         return slots
 
     def check(self, parameters):
@@ -212,6 +217,10 @@ class Optimizer:
         """
         for each in self.transformations:
             each.check(parameters)
+        for parameter in parameters:
+            names = self.measurements(parameter)
+            if len(set(names)) < len(names):
+                raise ValueError("two transformations scale by trust ratios: leave one out")
 
     def measurements(self, parameter):
         """Returns the names of what is reported of a parameter in every update, a tuple."""
@@ -248,6 +257,7 @@ class Optimizer:
             scale: scalar float32 tensor or number that the gradient is multiplied by.
             on_cpu: whether it is computed on the CPU, where norms are written differently.
             in_one_pass: whether to write the update so that XLA on the CPU, where `joins_loops`, passes over memory once.
+                Numbers may then differ in their last bit, as after any other compilation.
                 Without effect on small parameters, and where the update is not elementwise.
             report: callable `(name, scalar float32 tensor)`, called once for each of `measurements`.
 
