@@ -514,10 +514,9 @@ class Table(keras.layers.Layer):
 def test_roles_and_depths_of_a_model_are_part_of_the_configuration():
     table = Table()
     table.build()
-    lazy = recipes.adamw(
-        learning_rate=ConstantSchedule(peak=0.1), transformations=(LearningRateMultipliers(depth_decay=0.5),)
-    )
-    optimizer = KerasOptimizer(lazy, table)
+    by_depth = LearningRateMultipliers(depth_decay=0.5)
+    layerwise = recipes.adamw(learning_rate=ConstantSchedule(peak=0.1), transformations=(by_depth,))
+    optimizer = KerasOptimizer(layerwise, table)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     again.build(table.trainable_variables)
     (parameter,) = again._parameters
