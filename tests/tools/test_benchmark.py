@@ -1,6 +1,7 @@
 """The benchmark: its arithmetic, how it talks to measured processes, and small runs of its subjects."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import rich.console
 
 from tools.benchmark import __main__ as program
-from tools.benchmark import accumulation, checkpoint, processes, reader, rounds, startup, step
+from tools.benchmark import accumulation, checkpoint, optimizers, processes, reader, rounds, startup, step
 from tools.benchmark.peers import protocol
 from tools.benchmark.settings import Settings
 from tools.benchmark.tables import show
@@ -102,6 +103,27 @@ def test_accumulation_compares_with_as_many_single_steps():
     )
     assert findings.numbers["time_against_single_steps"] == pytest.approx([0.95, 1.05])
     assert findings.numbers["memory_against_single"] == 1.04
+
+
+def test_optimizers_compares_updates_within_each_round_and_with_the_bytes_that_must_move():
+    clipped = {name + optimizers.CLIPPED: answers([0.4], [0.4]) for name in (optimizers.OURS, optimizers.KERAS)}
+    plain = {optimizers.OURS: answers([0.1], [0.3]), optimizers.KERAS: answers([0.4], [0.4])}
+    updates = {1000: {**plain, **clipped, optimizers.MEMORY: answers([0.03], [0.03])}}
+    windows = {optimizers.BARE: answers([2.0], [4.0]), optimizers.WRAPPED: answers([2.1], [4.0])}
+    findings = optimizers.summarize(Settings(), updates, windows, {optimizers.PYTORCH: "absent: no torch"})
+    numbers = findings.numbers["updates"]["1000"]
+    assert numbers["ours_against_it"][optimizers.KERAS] == pytest.approx([0.25, 0.75])
+    assert numbers["ours_against_it"][optimizers.KERAS + optimizers.CLIPPED] == pytest.approx([1.0, 1.0])
+    # An addition moves three numbers where an update must move seven.
+    assert numbers["ours_against_memory"] == pytest.approx([0.1 / 0.07, 0.3 / 0.07])
+    assert findings.numbers["wrapper_cost"] == pytest.approx([0.05, 0.0])
+    assert findings.notes[-1] == "pytorch, fused: absent: no torch"
+
+
+def test_optimizers_measures_all_parameters_of_bert():
+    base = optimizers.bert_shapes(num_layers=12, hidden_size=768, feed_forward_size=3072, vocabulary_size=30522)
+    # Devlin et al. 2018 say 110M; with the head's matrix, normalisation and bias, without the pooler.
+    assert sum(map(math.prod, base)) == 109_514_298
 
 
 def test_reader_is_compared_within_each_round():
@@ -258,6 +280,21 @@ def test_step_and_checkpoint_subjects_run_without_peers(tmp_path):
     assert len(subjects["step"]["systems"][step.OURS]["tokens_per_second"]) == 2
     assert len(subjects["checkpoint"]["stall_seconds"]) == 2
     assert subjects["checkpoint"]["bytes"] > 0
+
+
+@pytest.mark.slow  # starts seven processes
+def test_optimizers_subject_runs_without_pytorch(tmp_path):
+    path = tmp_path / "numbers.json"
+    options = tiny_options(base_updates=0, round_seconds=0.01)
+    assert program.main(["optimizers", *options, "--peer_python", "pytorch=/nowhere/python", "--json", str(path)]) == 0
+    numbers = json.loads(path.read_text())["subjects"]["optimizers"]
+    assert set(numbers["absent"]) == {optimizers.PYTORCH}
+    (update,) = numbers["updates"].values()
+    assert set(update["ours_against_it"]) == {
+        name + suffix for name in (optimizers.KERAS, optimizers.COMPILED_KERAS) for suffix in ("", optimizers.CLIPPED)
+    }
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in update["seconds"].values())
+    assert len(numbers["wrapper_cost"]) == 2
 
 
 @pytest.mark.slow  # starts the program twice and compiles the step

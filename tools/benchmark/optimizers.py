@@ -46,17 +46,12 @@ def measure(settings, report):
     for sizes in (own, _BASE) if settings.base_updates else (own,):
         shapes = bert_shapes(**sizes)
         updates[sum(map(math.prod, shapes))] = _measure_updates(settings, shapes, absent, report)
-    with contextlib.ExitStack() as stack:
-        present = {
-            name: stack.enter_context(
-                processes.worker(
-                    "window", settings.for_process(wrapped=name == WRAPPED, window=settings.time_accumulation)
-                )
-            )
-            for name in (BARE, WRAPPED)
-        }
+    windows = {BARE: [], WRAPPED: []}
+    with processes.worker("window", settings.for_process(window=settings.time_accumulation)) as process:
         report(f"windows of {settings.time_accumulation} microbatches, {settings.rounds} rounds")
-        windows = take_turns(present, settings.rounds, seconds=settings.round_seconds)
+        for _ in range(settings.rounds):
+            for name, answers in windows.items():
+                answers.append(process.ask(name, seconds=settings.round_seconds))
     return summarize(settings, updates, windows, absent)
 
 
