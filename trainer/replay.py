@@ -9,6 +9,7 @@ from rich.table import Table
 from trainer.errors import InputError
 from trainer.training.initial_weights import check_vocabulary, load_initial_weights
 from trainer.training.run_directory import read_metrics
+from trainer.training.step import of_the_whole
 
 _SHOWN = 8
 _SHOWN_CHARACTERS = 200
@@ -81,10 +82,9 @@ def replay_step(assembly, state, manager, step, report=print):
     metrics = train_step.one(examples).numpy()
     values = dict(zip(train_step.metric_names, metrics.tolist(), strict=True))
     task_values = assembly.task.report({name: values.pop(name) for name in assembly.task.metric_names})
-    values = {name: value for name, value in values.items() if "/" not in name}  # none of single parameters
     return Replay(
         step=step,
-        metrics=values | task_values,
+        metrics=of_the_whole(values) | task_values,
         gradient_norms={
             parameter.name: float(np.linalg.norm(gradient.numpy()))
             for parameter, gradient in zip(state.parameters, gradients, strict=True)

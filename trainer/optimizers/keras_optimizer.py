@@ -99,19 +99,18 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         # A TPU's whole step is one program already; outside of replicas a variable stands for all of its copies.
         compiled = self._jit_compile and context is not None and not isinstance(strategy, tf.distribute.TPUStrategy)
         update = self._compiled_update if compiled else self._update
-        update(indices, gradients, updates, tf.cast(learning_rate, tf.float32))
+        update(indices, gradients, updates, tf.cast(learning_rate, tf.float32), compiled=compiled)
 
     @functools.cached_property
     def _compiled_update(self):
         return tf.function(self._update, jit_compile=True, autograph=False)
 
-    def _update(self, indices, gradients, updates, learning_rate):
+    def _update(self, indices, gradients, updates, learning_rate, *, compiled):
         """Updates variables by their indices; on each replica the same, from gradients that are reduced."""
         optimizer = self.optimizer
         on_cpu = "CPU" in replica_local(self._trainable_variables[indices[0]]).device
-        scale = 1.0
-        if optimizer.clip_norm is not None:
-            scale = optimizer.clip_norm / ops.maximum(norm(gradients, on_cpu=on_cpu), optimizer.clip_norm)
+        # Eagerly a norm that nobody wants would be computed all the same.
+        scale = 1.0 if optimizer.clip_norm is None else optimizer.clip_factor(norm(gradients, on_cpu=on_cpu))
         for index, gradient in zip(indices, gradients, strict=True):
             variable = replica_local(self._trainable_variables[index])
             slots = {name: replica_local(slot) for name, slot in self._slots[index].items()}
@@ -124,7 +123,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
                 learning_rate=learning_rate,
                 scale=scale,
                 on_cpu=on_cpu,
-                in_one_pass=self._jit_compile and on_cpu and joins_loops(os.environ),
+                in_one_pass=compiled and on_cpu and joins_loops(os.environ),
             )
             variable.assign(tf.cast(value, variable.dtype))
             for name, slot in slots.items():

@@ -222,6 +222,12 @@ class Optimizer:
             if len(set(names)) < len(names):
                 raise ValueError("two transformations scale by trust ratios: leave one out")
 
+    def clip_factor(self, gradient_norm):
+        """Returns what gradients of a global norm, a scalar float32 tensor, are multiplied by; 1 without `clip_norm`."""
+        if self.clip_norm is None:
+            return 1.0
+        return self.clip_norm / ops.maximum(gradient_norm, self.clip_norm)
+
     def measurements(self, parameter):
         """Returns the names of what is reported of a parameter in every update, a tuple."""
         return tuple(name for each in self.transformations for name in each.measurements(parameter))

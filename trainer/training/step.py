@@ -27,6 +27,11 @@ STEP_METRICS = ("loss", "learning_rate", "gradient_norm", "weight_norm", "update
 SUMMARIES = {"min": tf.reduce_min, "mean": tf.reduce_mean, "max": tf.reduce_max}
 
 
+def of_the_whole(metrics):
+    """Returns a dict of metrics without those of single parameters, which have a slash in their name."""
+    return {name: value for name, value in metrics.items() if "/" not in name}
+
+
 class TrainStep:
     """Builds the compiled programs of a step and the loop around them.
 
@@ -46,6 +51,7 @@ class TrainStep:
         self._measured = [
             (parameter.name, name) for parameter in state.parameters for name in optimizer.measurements(parameter)
         ]
+        self._measured_names = tuple(dict.fromkeys(name for _, name in self._measured))
         self.metric_names = STEP_METRICS + tuple(task.metric_names) + self._optimizer_metric_names()
         self._loss_names = tuple(task.loss_coefficients)
         self._alone = strategy.num_replicas_in_sync == 1
@@ -60,16 +66,16 @@ class TrainStep:
         self.loop = tf.function(self._loop)
 
     def _optimizer_metric_names(self):
-        names = list(dict.fromkeys(name for _, name in self._measured))
-        summaries = tuple(f"{name}_{summary}" for name in names for summary in SUMMARIES)
+        summaries = tuple(f"{name}_{summary}" for name in self._measured_names for summary in SUMMARIES)
         return summaries + tuple(f"{name}/{parameter}" for parameter, name in self._measured)
 
     def _optimizer_metrics(self, measured):
         """Returns what belongs to `_optimizer_metric_names`, of `{(parameter, name): scalar}`."""
         each = [measured[key] for key in self._measured]
-        names = list(dict.fromkeys(name for _, name in self._measured))
-        groups = {name: tf.stack([measured[key] for key in self._measured if key[1] == name]) for name in names}
-        return [summarize(groups[name]) for name in names for summarize in SUMMARIES.values()] + each
+        groups = [
+            tf.stack([measured[key] for key in self._measured if key[1] == name]) for name in self._measured_names
+        ]
+        return [summarize(group) for group in groups for summarize in SUMMARIES.values()] + each
 
     def _compiled(self, function, *, part):
         if self._compile and part != self._alone:
@@ -158,9 +164,7 @@ class TrainStep:
         old_scale = scale.read_value()
         gradient_norm = norm(gradients, on_cpu=self._on_cpu) / old_scale
         finite = tf.math.is_finite(gradient_norm) & tf.math.is_finite(loss)
-        factor = 1.0 / old_scale
-        if optimizer.clip_norm is not None:
-            factor *= optimizer.clip_norm / tf.maximum(gradient_norm, optimizer.clip_norm)
+        factor = 1.0 / old_scale * optimizer.clip_factor(gradient_norm)
         learning_rate = optimizer.learning_rate(tf.cast(step, tf.float32))
         number = updates.read_value() + 1.0
         new_values, changes, measured = [], [], {}

@@ -12,6 +12,7 @@ from trainer.amounts import duration, quantity
 from trainer.errors import StorageFailed
 from trainer.training.event_file import EventFile
 from trainer.training.progress import ProgressDisplay
+from trainer.training.step import of_the_whole
 
 _STORAGE_ERRORS = (OSError, tf.errors.OpError, StorageFailed)
 _WARN_EVERY_SECONDS = 600.0
@@ -108,7 +109,7 @@ class Telemetry:
         self._step = last["step"]
         if not self._is_chief:
             return
-        self._run_directory.append_metrics([_of_the_whole(record) for record in records])
+        self._run_directory.append_metrics([of_the_whole(record) for record in records])
         self._to_tensorboard(lambda events: [events.scalars(r["step"], _scalars(r)) for r in records])
         if show:
             examples_per_second = last.get("examples_per_second")
@@ -221,10 +222,6 @@ class Telemetry:
                 f"warning: cannot write to {self._run_directory.tensorboard_path}: "
                 f"{getattr(error, 'message', None) or error}; training goes on without these points"
             )
-
-
-def _of_the_whole(record):
-    return {name: value for name, value in record.items() if "/" not in name}
 
 
 def _scalars(record):
