@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 240
 PARAMETERS = (f"steps={STEPS}", "eval_every=40", "checkpoint_every=5", "run.keep_checkpoints=2")
+EARLY = (*PARAMETERS, f"checkpoint_every={STEPS}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +30,14 @@ class Moment:
 
 
 def moments():
-    """Before the first checkpoint, in a save, and at random steps, in rising order."""
+    """Before the first checkpoint, in a save, and at random steps, in rising order.
+
+    Steps are short and the machine may be busy, so a kill comes some steps late: the last moments leave room for it,
+    and the first run writes no checkpoint before its end (see `EARLY`).
+    """
     rng = random.Random(20)
     early = rng.randint(1, 3)
-    later = sorted(rng.sample(range(20, STEPS - 60), 3))
+    later = sorted(rng.sample(range(20, STEPS // 2), 3))
     return [Moment(early), Moment(later[0]), Moment(later[1], saving=True), Moment(later[2])]
 
 
@@ -49,7 +54,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_an_uninterrupted_one
     rng = random.Random(21)
     killed_at = []
     for number, moment in enumerate(moments()):
-        arguments = trainer_process.trainer_arguments(tiny_gin, run_dir, *PARAMETERS)
+        arguments = trainer_process.trainer_arguments(tiny_gin, run_dir, *(PARAMETERS if number else EARLY))
         with trainer_process.Process(*arguments, XDG_CACHE_HOME=str(cache)) as process:
             process.wait_until(lambda moment=moment: moment.has_come(run_dir), f"{moment} of run {number}")
             if not moment.saving:
@@ -57,8 +62,9 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_an_uninterrupted_one
             process.send(signal.SIGKILL)
             assert process.finish().code == -signal.SIGKILL
         killed_at.append(trainer_process.last_step(run_dir))
+        assert bool(number) == bool(trainer_process.checkpoint_folders(run_dir))
     assert killed_at == sorted(killed_at)
-    assert killed_at[0] < 5 and killed_at[-1] < STEPS
+    assert killed_at[-1] < STEPS
     finished = trainer_process.train(tiny_gin, run_dir, *PARAMETERS, XDG_CACHE_HOME=str(cache))
     assert f"of {STEPS} from" in finished.output
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) > STEPS + STEPS // 40  # some steps were done twice
