@@ -4,7 +4,7 @@ CONFIGURABLES = {
     "run": "trainer.run:Run",
     "pretraining": "trainer.tasks.pretraining:PretrainingConfig",
     "pretraining_data": "trainer.data.pretraining_data:PretrainingData",
-    "encoder": "trainer.models.encoder:EncoderConfig",
+    "encoder": "trainer.models.architecture:EncoderConfig",
     "masking": "trainer.data.masking:MaskingConfig",
     "sgd": "trainer.optimizers.recipes:sgd",
     "adamw": "trainer.optimizers.recipes:adamw",

@@ -13,7 +13,7 @@ sys.path[:0] = [os.path.join(os.getcwd(), "tests"), os.getcwd()]
 from trainer.environment import import_tensorflow_quietly
 import_tensorflow_quietly(os.environ)
 import small_runs
-from trainer.models.encoder import EncoderConfig
+from trainer.models.architecture import EncoderConfig
 
 accumulation, microbatch = map(int, sys.argv[1:])
 small_runs.LENGTH = 128

@@ -8,10 +8,12 @@ import tensorflow as tf
 from keras import ops
 
 from trainer import randomness
+from trainer.models.architecture import EncoderConfig
+from trainer.models.attention import document_positions
 from trainer.models.costs import forward_flops
-from trainer.models.encoder import Encoder, EncoderConfig, padded_vocabulary_size
+from trainer.models.encoder import Encoder, padded_vocabulary_size
 from trainer.models.heads import MaskedLanguageModelHead
-from trainer.models.layers import document_positions, gather_positions
+from trainer.models.layers import gather_positions
 from trainer.optimizers.parameters import parameters_of
 from trainer.tasks.pretraining import PretrainingModel
 
@@ -49,8 +51,11 @@ def _reference(encoder, ids, segments, documents):
     result = []
     for row_ids, row_segments, row_documents in zip(ids, segments, documents, strict=True):
         positions = [int(np.sum(row_documents[:i] == row_documents[i])) for i in range(len(row_ids))]
-        x = weights["word_embeddings/embeddings"][row_ids] + weights["position_embeddings/embeddings"][positions]
-        x = norm(x + weights["type_embeddings/embeddings"][row_segments], "embedding_norm")
+        x = (
+            weights["embeddings/word_embeddings/embeddings"][row_ids]
+            + weights["embeddings/position_embeddings/embeddings"][positions]
+        )
+        x = norm(x + weights["embeddings/type_embeddings/embeddings"][row_segments], "embeddings/norm")
         visible = (row_documents[:, None] == row_documents[None]) & (row_documents > 0)[None]
         for layer in range(2):
             name = f"layer_{layer}"
@@ -144,7 +149,7 @@ def test_initial_weights_are_a_function_of_the_seed_alone():
 
 def test_the_padding_of_the_vocabulary_is_never_predicted():
     encoder = _encoder()
-    head = MaskedLanguageModelHead(encoder)
+    head = MaskedLanguageModelHead(encoder.embeddings, encoder.config.hidden_size)
     head.build()
     ids, segments, documents = _rows()
     positions = np.array([[1, 2], [3, 4], [1, 1]])
@@ -157,11 +162,11 @@ def test_the_padding_of_the_vocabulary_is_never_predicted():
 def test_roles_are_those_of_the_layers():
     encoder = _encoder()
     roles = {p.name.split("encoder/", 1)[1]: p.role for p in parameters_of(encoder)}
-    assert roles["word_embeddings/embeddings"] == "embedding"
+    assert roles["embeddings/word_embeddings/embeddings"] == "embedding"
     assert roles["layer_0/attention/query_key_value/kernel"] == "kernel"
     assert roles["layer_0/attention/query_key_value/bias"] == "bias"
     assert roles["layer_1/output_norm/gamma"] == roles["layer_1/output_norm/beta"] == "normalization"
-    head = MaskedLanguageModelHead(encoder)
+    head = MaskedLanguageModelHead(encoder.embeddings, encoder.config.hidden_size)
     head.build()
     assert {p.name.rsplit("/", 1)[-1]: p.role for p in parameters_of(head)}["output_bias"] == "bias"
 
@@ -173,7 +178,7 @@ def test_the_model_asks_the_encoder_for_what_its_heads_read():
     positions = np.array([[1, 2], [3, 4], [1, 1]])
     tokens, pairs = (ops.convert_to_numpy(logits) for logits in model(ids, segments, documents, positions))
     hidden = model.encoder(ids, segments, documents)
-    np.testing.assert_allclose(pairs, ops.convert_to_numpy(model.pair_head(hidden[:, 0])), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pairs, ops.convert_to_numpy(model.pair_head(model.pooler(hidden))), rtol=1e-5, atol=1e-6)
     wanted = np.take_along_axis(ops.convert_to_numpy(hidden), positions[:, :, None], axis=1)
     np.testing.assert_allclose(tokens, ops.convert_to_numpy(model.token_head(wanted)), rtol=1e-5, atol=1e-6)
 

@@ -1,17 +1,12 @@
-"""The layers of a BERT encoder, in `keras.ops` only.
+"""The smallest layers of an encoder, in `keras.ops` only.
 
 Randomness comes in as keys, one an example (`trainer.randomness`): a layer called without keys does not drop anything.
 """
 
 import keras
-import numpy as np
 from keras import ops
 
 from trainer import randomness
-
-# The attention logit (always float32) of what may not be seen: exp() of it is zero, and a row in which nothing may be
-# seen, padding, gives a uniform, finite answer instead of NaN.
-_MASKED = -1e9
 
 
 def truncated_normal(stddev, seed, name):
@@ -26,6 +21,23 @@ def truncated_normal(stddev, seed, name):
     return keras.initializers.TruncatedNormal(stddev=stddev, seed=mixed)
 
 
+def dense(config, units, seed, purpose, name, policy, **options):
+    """Returns a projection with BERT's initializer.
+
+    Args:
+        config: `EncoderConfig`: standard deviation, and whether there is a bias.
+        units: size of what comes out.
+        seed: integer for the initializer.
+        purpose: path of the layer that holds it.
+        name: its name there.
+        policy: Keras dtype policy.
+        options: further arguments of `keras.layers.Dense`.
+    """
+    initializer = truncated_normal(config.initializer_range, seed, f"{purpose}/{name}")
+    options = {"use_bias": config.use_bias} | options
+    return keras.layers.Dense(units, kernel_initializer=initializer, dtype=policy, name=name, **options)
+
+
 def activation(name):
     """Returns an activation by name: `gelu` (exact), `gelu_tanh` (the approximation), or any of Keras."""
     if name == "gelu":
@@ -35,6 +47,7 @@ def activation(name):
     return keras.activations.get(name)
 
 
+@keras.saving.register_keras_serializable("bert_trainer")
 class Dropout(keras.layers.Layer):
     """Dropout whose mask is a function of each example's key and this layer's purpose.
 
@@ -66,6 +79,7 @@ class Dropout(keras.layers.Layer):
         return super().get_config() | {"rate": self.rate, "purpose": self.purpose}
 
 
+@keras.saving.register_keras_serializable("bert_trainer")
 class TokenEmbedding(keras.layers.Layer):
     """A table of vectors that is looked up by id on the way in and multiplied with on the way out.
 
@@ -78,7 +92,7 @@ class TokenEmbedding(keras.layers.Layer):
     def __init__(self, input_dim, output_dim, initializer, **kwargs):
         super().__init__(**kwargs)
         self.input_dim, self.output_dim = input_dim, output_dim
-        self.initializer = initializer
+        self.initializer = keras.initializers.get(initializer)
 
     def build(self, input_shape=None):
         self.embeddings = self.add_weight(
@@ -95,37 +109,131 @@ class TokenEmbedding(keras.layers.Layer):
         table = ops.cast(ops.convert_to_tensor(self.embeddings), self.compute_dtype)
         return ops.matmul(x, ops.transpose(table))
 
-
-def visible_tokens(document_ids, confine):
-    """Says which tokens may be attended to: not padding, and with `confine` not those of other documents.
-
-    Args:
-        document_ids: `[batch, length]` integers, 0 where padded, another number for each document of a packed row.
-        confine: whether a token sees only tokens of its own document.
-
-    Returns:
-        `[batch, 1, length or 1, length]` booleans. (Not a number to add: Keras would cast that to the compute dtype of
-        every layer it passes, in which it may overflow.)
-    """
-    visible = (document_ids != 0)[:, None, :]
-    if confine:
-        visible = ops.logical_and(visible, document_ids[:, :, None] == document_ids[:, None, :])
-    return visible[:, None]
+    def get_config(self):
+        fields = {"input_dim": self.input_dim, "output_dim": self.output_dim}
+        return super().get_config() | fields | {"initializer": keras.initializers.serialize(self.initializer)}
 
 
-def document_positions(document_ids):
-    """Returns each token's position in its own document.
+@keras.saving.register_keras_serializable("bert_trainer")
+class Normalization(keras.layers.Layer):
+    """A normalisation of each vector whose scale and bias may be left out, or depend on a condition.
+
+    `layer` subtracts the mean and divides by the standard deviation (Ba et al. 2016, arXiv 1607.06450), `rms` divides by
+    the root of the mean square (Zhang and Sennrich 2019, arXiv 1910.07467). With a condition, scale and bias are sums of
+    a learned vector and a projection of the condition that starts at zero (Su 2020, kexue.fm/archives/7124). Statistics
+    are computed in float32.
 
     Args:
-        document_ids: `[batch, length]` integers; equal numbers stand together.
-
-    Returns:
-        `[batch, length]` int32, counting from 0 at each change of document.
+        kind: `layer` or `rms`.
+        epsilon: added to the variance or mean square.
+        scale: whether there is a scale.
+        bias: whether there is a bias; never with `rms`.
+        condition_size: size of the condition; None for none.
+        condition_hidden_size: units of a layer without bias between the condition and the projections; None for none.
     """
-    length = document_ids.shape[1]
-    earlier = np.tril(np.ones((length, length), bool), -1)
-    same = ops.logical_and(document_ids[:, :, None] == document_ids[:, None, :], earlier[None])
-    return ops.sum(ops.cast(same, "int32"), axis=2)
+
+    is_normalization = True  # for the roles of parameters, see `trainer.optimizers.parameters`
+
+    def __init__(
+        self,
+        kind="layer",
+        epsilon=1e-12,
+        scale=True,
+        bias=True,
+        condition_size=None,
+        condition_hidden_size=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if kind not in ("layer", "rms"):
+            raise ValueError(f"the kind of a normalisation is 'layer' or 'rms', not {kind!r}")
+        self.kind, self.epsilon, self.scale, self.bias = kind, epsilon, scale, bias and kind == "layer"
+        self.condition_size, self.condition_hidden_size = condition_size, condition_hidden_size
+
+    def build(self, input_shape):
+        size = input_shape[-1]
+        self.gamma = self.add_weight(name="gamma", shape=(size,), initializer="ones") if self.scale else None
+        self.beta = self.add_weight(name="beta", shape=(size,), initializer="zeros") if self.bias else None
+        self.condition_layer = self.gamma_projection = self.beta_projection = None
+        if self.condition_size is not None:
+            self._build_condition(size)
+        self.built = True
+
+    def _build_condition(self, size):
+        def projection(units, inputs, name, initializer="zeros"):
+            layer = keras.layers.Dense(
+                units, use_bias=False, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
+            )
+            layer.build((None, inputs))
+            return layer
+
+        inputs = self.condition_size
+        if self.condition_hidden_size is not None:
+            self.condition_layer = projection(self.condition_hidden_size, inputs, "condition", "glorot_uniform")
+            inputs = self.condition_hidden_size
+        if self.scale:
+            self.gamma_projection = projection(size, inputs, "gamma_projection")
+        if self.bias:
+            self.beta_projection = projection(size, inputs, "beta_projection")
+
+    def call(self, x, condition=None):
+        """Normalises.
+
+        Args:
+            x: `[batch, tokens, size]`.
+            condition: `[batch, 1 or tokens, condition_size]`, needed with a `condition_size`.
+        """
+        if self.condition_size is not None and condition is None:
+            raise ValueError("a conditional normalisation needs its condition")
+        y = ops.cast(x, "float32")
+        if self.kind == "layer":
+            y = y - ops.mean(y, axis=-1, keepdims=True)
+        y = y * ops.rsqrt(ops.mean(ops.square(y), axis=-1, keepdims=True) + self.epsilon)
+        if self.condition_layer is not None:
+            condition = self.condition_layer(condition)
+        for vector, projection, combine in (
+            (self.gamma, self.gamma_projection, ops.multiply),
+            (self.beta, self.beta_projection, ops.add),
+        ):
+            if vector is not None:
+                vector = ops.cast(ops.convert_to_tensor(vector), "float32")
+                if projection is not None:
+                    vector = vector + ops.cast(projection(condition), "float32")
+                y = combine(y, vector)
+        return ops.cast(y, self.compute_dtype)
+
+    def get_config(self):
+        names = ("kind", "epsilon", "scale", "bias", "condition_size", "condition_hidden_size")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+def normalization(config, name, policy):
+    """Returns the normalisation that an architecture has; Keras's own where that will do.
+
+    Args:
+        config: `EncoderConfig`.
+        name: of the layer.
+        policy: Keras dtype policy.
+    """
+    if config.normalization == "layer" and config.condition_size is None:
+        return keras.layers.LayerNormalization(
+            epsilon=config.epsilon, center=config.norm_bias, scale=config.norm_scale, dtype=policy, name=name
+        )
+    return Normalization(
+        config.normalization,
+        config.epsilon,
+        config.norm_scale,
+        config.norm_bias,
+        config.condition_size,
+        config.condition_hidden_size,
+        dtype=policy,
+        name=name,
+    )
+
+
+def normalize(layer, x, condition):
+    """Applies what `normalization` returned: with the condition if it takes one."""
+    return layer(x, condition) if getattr(layer, "condition_size", None) is not None else layer(x)
 
 
 def gather_positions(hidden, positions):
@@ -141,161 +249,3 @@ def gather_positions(hidden, positions):
     length, width = hidden.shape[1:]
     first = ops.cast(ops.arange(ops.shape(hidden)[0]) * length, positions.dtype)
     return ops.take(ops.reshape(hidden, (-1, width)), first[:, None] + positions, axis=0)
-
-
-class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention; where all tokens attend, queries, keys and values come from one matrix product.
-
-    Args:
-        hidden_size: size of the hidden states.
-        num_heads: number of heads; divides `hidden_size`.
-        dropout: rate on the attention probabilities.
-        stddev: of the initial kernels.
-        seed: integer for the initializers.
-        purpose: path of this layer in the model.
-    """
-
-    def __init__(self, hidden_size, num_heads, dropout, stddev, seed, purpose, **kwargs):
-        super().__init__(**kwargs)
-        self.hidden_size, self.num_heads = hidden_size, num_heads
-        self.head_size = hidden_size // num_heads
-        self.query_key_value = keras.layers.Dense(
-            3 * hidden_size,
-            kernel_initializer=truncated_normal(stddev, seed, f"{purpose}/query_key_value"),
-            dtype=self.dtype_policy,
-            name="query_key_value",
-        )
-        self.output_projection = keras.layers.Dense(
-            hidden_size,
-            kernel_initializer=truncated_normal(stddev, seed, f"{purpose}/output"),
-            dtype=self.dtype_policy,
-            name="output",
-        )
-        self.dropout = Dropout(dropout, f"{purpose}/probabilities", dtype=self.dtype_policy, name="dropout")
-
-    def build(self, input_shape):
-        self.query_key_value.build(input_shape)
-        self.output_projection.build(input_shape)
-        self.built = True
-
-    def _heads(self, projected, number):
-        """Divides `[batch, tokens, number * hidden]` into `number` tensors `[batch, tokens, heads, head_size]`."""
-        tokens = ops.shape(projected)[1]
-        divided = ops.reshape(projected, (-1, tokens, number, self.num_heads, self.head_size))
-        return [divided[:, :, i] for i in range(number)]
-
-    def _project_some(self, queries, x):
-        """Projects queries of some tokens, keys and values of all."""
-        kernel = ops.cast(ops.convert_to_tensor(self.query_key_value.kernel), x.dtype)
-        bias = ops.cast(ops.convert_to_tensor(self.query_key_value.bias), x.dtype)
-        size = self.hidden_size
-        (query,) = self._heads(ops.matmul(queries, kernel[:, :size]) + bias[:size], 1)
-        return query, *self._heads(ops.matmul(x, kernel[:, size:]) + bias[size:], 2)
-
-    def call(self, x, visible, queries=None, keys=None):
-        """Attends.
-
-        Args:
-            x: `[batch, length, hidden]`.
-            visible: `[batch, 1, queries or 1, length]` booleans, see `visible_tokens`.
-            queries: `[batch, queries, hidden]`, those of `x` that attend; None for all.
-            keys: `Keys` of the examples, or None for no dropout.
-
-        Returns:
-            `[batch, queries, hidden]`.
-        """
-        if queries is None:
-            query, key, value = self._heads(self.query_key_value(x), 3)
-        else:
-            query, key, value = self._project_some(queries, x)
-        num_queries = ops.shape(query)[1]
-        query = ops.transpose(query * self.head_size**-0.5, (0, 2, 1, 3))
-        key = ops.transpose(key, (0, 2, 3, 1))
-        value = ops.transpose(value, (0, 2, 1, 3))
-        logits = ops.where(visible, ops.cast(ops.matmul(query, key), "float32"), _MASKED)
-        probabilities = ops.cast(ops.softmax(logits, axis=-1), x.dtype)
-        probabilities = self.dropout(probabilities, keys=keys)
-        mixed = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))
-        return self.output_projection(ops.reshape(mixed, (-1, num_queries, self.hidden_size)))
-
-
-class TransformerLayer(keras.layers.Layer):
-    """One layer of BERT: self-attention and feed-forward, each followed by dropout, residual sum and normalisation.
-
-    Args:
-        hidden_size: size of the hidden states.
-        num_heads: number of attention heads.
-        intermediate_size: width of the feed-forward part.
-        activation_name: see `activation`.
-        dropout: rate on both outputs.
-        attention_dropout: rate on the attention probabilities.
-        epsilon: of the normalisations.
-        stddev: of the initial kernels.
-        seed: integer for the initializers.
-        purpose: path of this layer in the model.
-    """
-
-    def __init__(
-        self,
-        hidden_size,
-        num_heads,
-        intermediate_size,
-        activation_name,
-        dropout,
-        attention_dropout,
-        epsilon,
-        stddev,
-        seed,
-        purpose,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.intermediate_size = intermediate_size
-        policy = self.dtype_policy
-
-        def dense(units, name):
-            initializer = truncated_normal(stddev, seed, f"{purpose}/{name}")
-            return keras.layers.Dense(units, kernel_initializer=initializer, dtype=policy, name=name)
-
-        self.attention = SelfAttention(
-            hidden_size,
-            num_heads,
-            attention_dropout,
-            stddev,
-            seed,
-            f"{purpose}/attention",
-            dtype=policy,
-            name="attention",
-        )
-        self.attention_dropout = Dropout(dropout, f"{purpose}/attention_output", dtype=policy, name="attention_dropout")
-        self.attention_norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="attention_norm")
-        self.intermediate = dense(intermediate_size, "intermediate")
-        self.activation = activation(activation_name)
-        self.output_projection = dense(hidden_size, "output")
-        self.output_dropout = Dropout(dropout, f"{purpose}/output", dtype=policy, name="output_dropout")
-        self.output_norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="output_norm")
-
-    def build(self, input_shape):
-        self.attention.build(input_shape)
-        self.attention_norm.build(input_shape)
-        self.intermediate.build(input_shape)
-        self.output_projection.build((*input_shape[:-1], self.intermediate_size))
-        self.output_norm.build(input_shape)
-        self.built = True
-
-    def call(self, x, visible, positions=None, keys=None):
-        """Transforms `x` `[batch, length, hidden]`.
-
-        Args:
-            x: `[batch, length, hidden]`.
-            visible, keys: as in `SelfAttention`.
-            positions: `[batch, positions]` integers, the tokens to transform; None for all.
-
-        Returns:
-            `[batch, length, hidden]`, or `[batch, positions, hidden]`.
-        """
-        queries = None if positions is None else gather_positions(x, positions)
-        attended = self.attention_dropout(self.attention(x, visible, queries=queries, keys=keys), keys=keys)
-        x = self.attention_norm((x if queries is None else queries) + attended)
-        transformed = self.output_projection(self.activation(self.intermediate(x)))
-        return self.output_norm(x + self.output_dropout(transformed, keys=keys))

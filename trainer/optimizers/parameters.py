@@ -53,7 +53,7 @@ def parameters_of(model):
 
     Returns:
         list of `Parameter`. A matrix of a layer that has an `embeddings` attribute is an embedding; whatever a
-        normalisation owns is normalization; a vector elsewhere, or what is called bias, is a bias. Layers with an integer
+        normalisation owns (one of Keras's, or a layer with a true `is_normalization`) is normalization; a vector elsewhere, or what is called bias, is a bias. Layers with an integer
         attribute `depth` (embeddings 0, the first layer above them 1, ...) give it to the layers inside them.
     """
     roles, depths = {}, {}
@@ -62,7 +62,7 @@ def parameters_of(model):
         if isinstance(depth, int):
             depths |= {id(variable): depth for variable in layer.trainable_variables}
         for variable in layer._trainable_variables:
-            if isinstance(layer, _NORMALIZATIONS):
+            if isinstance(layer, _NORMALIZATIONS) or getattr(layer, "is_normalization", False):
                 role = "normalization"
             elif variable is getattr(layer, "embeddings", None) or variable is getattr(layer, "_embeddings", None):
                 role = "embedding"

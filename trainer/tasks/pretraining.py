@@ -12,8 +12,9 @@ from trainer.data.pretraining_data import OpenedData, PretrainingData
 from trainer.data.vocabulary import file_content
 from trainer.errors import InputError
 from trainer.models import costs
-from trainer.models.encoder import Encoder, EncoderConfig
-from trainer.models.heads import MaskedLanguageModelHead, SentencePairHead
+from trainer.models.architecture import EncoderConfig
+from trainer.models.encoder import Encoder
+from trainer.models.heads import ClassifierHead, MaskedLanguageModelHead, Pooler
 from trainer.tasks.fill_mask import fill_masks, serving_signatures, show_answers
 from trainer.tasks.task import Sums, Task
 
@@ -32,24 +33,31 @@ class PretrainingModel(keras.layers.Layer):
     def __init__(self, config, vocabulary_size, *, pairs, seed=0, dtype="float32", name="pretraining"):
         super().__init__(dtype=dtype, name=name)
         self.encoder = Encoder(config, vocabulary_size, seed=seed, dtype=dtype)
-        self.token_head = MaskedLanguageModelHead(self.encoder, seed=seed)
-        self.pair_head = SentencePairHead(self.encoder, seed=seed) if pairs else None
+        self.token_head = MaskedLanguageModelHead(self.encoder.embeddings, config.hidden_size, seed=seed)
+        self.pooler = self.pair_head = None
+        if pairs:
+            self.pooler = Pooler(config, seed=seed, dtype=dtype)
+            self.pair_head = ClassifierHead(
+                config, 2, purpose="sentence_pair", seed=seed, dtype=dtype, name="sentence_pair"
+            )
 
     def build(self, input_shape=None):
         self.encoder.build()
         self.token_head.build()
         if self.pair_head is not None:
+            self.pooler.build()
             self.pair_head.build()
         self.built = True
 
-    def call(self, token_ids, segment_ids, document_ids, positions, keys=None):
+    def call(self, token_ids, segment_ids, document_ids, positions, embedding_offset=None, keys=None):
         """Returns token logits `[batch, slots, padded_vocabulary]` and pair logits `[batch, 2]` or None, in float32."""
+        options = {"embedding_offset": embedding_offset, "keys": keys}
         if self.pair_head is None:
-            hidden = self.encoder(token_ids, segment_ids, document_ids, positions=positions, keys=keys)
+            hidden = self.encoder(token_ids, segment_ids, document_ids, positions=positions, **options)
             return self.token_head(hidden), None
         wanted = ops.pad(positions, ((0, 0), (1, 0)))  # the first token, too
-        hidden = self.encoder(token_ids, segment_ids, document_ids, positions=wanted, keys=keys)
-        return self.token_head(hidden[:, 1:]), self.pair_head(hidden[:, 0])
+        hidden = self.encoder(token_ids, segment_ids, document_ids, positions=wanted, **options)
+        return self.token_head(hidden[:, 1:]), self.pair_head(self.pooler(hidden))
 
 
 def cross_entropy(logits, labels):
@@ -197,9 +205,14 @@ class Pretraining(Task):
             weights["sentence_pair"] = ops.sum(features["pair_weights"])
         return weights
 
-    def sums(self, model, features, keys):
+    def sums(self, model, features, keys, embedding_offset=None):
         token_logits, pair_logits = model(
-            features["token_ids"], features["segment_ids"], features["document_ids"], features["positions"], keys=keys
+            features["token_ids"],
+            features["segment_ids"],
+            features["document_ids"],
+            features["positions"],
+            embedding_offset=embedding_offset,
+            keys=keys,
         )
         labels, weights = features["labels"], features["token_weights"]
         token_loss = ops.sum(cross_entropy(token_logits, labels) * weights)

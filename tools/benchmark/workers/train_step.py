@@ -39,8 +39,8 @@ class PreparedStep:
 
         from trainer.data.masking import MaskingConfig
         from trainer.distribution import create_cluster, divide_batch
+        from trainer.models.architecture import EncoderConfig
         from trainer.models.costs import training_flops
-        from trainer.models.encoder import EncoderConfig
         from trainer.optimizers.recipes import adamw
         from trainer.optimizers.schedules import ConstantSchedule
         from trainer.tasks.pretraining import Pretraining

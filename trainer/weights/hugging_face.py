@@ -1,0 +1,252 @@
+"""Hugging Face's models: their names, and `config.json` to and from our `EncoderConfig`."""
+
+import re
+
+from trainer.errors import InputError
+from trainer.models.architecture import EncoderConfig
+from trainer.weights.entries import NameScheme
+
+_SEPARATE_CLASSIFIER = {"pooler": "classifier.dense", "classifier": "classifier.out_proj", "pair": None}
+
+SCHEMES = {
+    "bert": NameScheme(),
+    "roberta": NameScheme(
+        base="roberta.",
+        first_position=2,
+        token_dense="lm_head.dense",
+        token_norm="lm_head.layer_norm",
+        token_bias="lm_head.bias",
+        **_SEPARATE_CLASSIFIER,
+    ),
+    "albert": NameScheme(
+        base="albert.",
+        embedding_projection="encoder.embedding_hidden_mapping_in",
+        layer="encoder.albert_layer_groups.{layer}.albert_layers.0.",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        attention_output="attention.dense",
+        attention_norm="attention.LayerNorm",
+        intermediate="ffn",
+        output="ffn_output",
+        output_norm="full_layer_layer_norm",
+        pooler="albert.pooler",
+        token_dense="predictions.dense",
+        token_norm="predictions.LayerNorm",
+        token_bias="predictions.bias",
+        pair=("sop_classifier.classifier.weight", "sop_classifier.classifier.bias"),
+    ),
+    "electra": NameScheme(
+        base="electra.",
+        token_dense="generator_predictions.dense",
+        token_norm="generator_predictions.LayerNorm",
+        token_bias="generator_lm_head.bias",
+        replaced_dense="discriminator_predictions.dense",
+        replaced_score="discriminator_predictions.dense_prediction",
+        **_SEPARATE_CLASSIFIER,
+    ),
+    "distilbert": NameScheme(
+        base="distilbert.",
+        layer="transformer.layer.{layer}.",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        intermediate="ffn.lin1",
+        output="ffn.lin2",
+        output_norm="output_layer_norm",
+        pooler="pre_classifier",
+        token_dense="vocab_transform",
+        token_norm="vocab_layer_norm",
+        token_bias="vocab_projector.bias",
+        pair=None,
+    ),
+    "modernbert": NameScheme(
+        base="model.",
+        word="embeddings.tok_embeddings",
+        embedding_norm="embeddings.norm",
+        layer="layers.{layer}.",
+        query_key_value="attn.Wqkv",
+        attention_output="attn.Wo",
+        attention_norm="attn_norm",
+        intermediate="mlp.Wi",
+        output="mlp.Wo",
+        output_norm="mlp_norm",
+        final_norm="final_norm",
+        pooler=None,
+        token_dense="head.dense",
+        token_norm="head.norm",
+        token_bias="decoder.bias",
+        pair=None,
+    ),
+    "roformer": NameScheme(base="roformer.", interleaved=True, **_SEPARATE_CLASSIFIER),
+    "nezha": NameScheme(base="nezha.", pooler="nezha.pooler.dense"),
+}
+# The same models under other names.
+_ALIASES = {"xlm-roberta": "roberta", "camembert": "roberta"}
+
+# Tensors that say nothing new: copies of tied ones, buffers that are computed.
+IGNORED = re.compile(
+    r"(^|\.)position_ids$|(^|\.)token_type_ids$|\.embed_positions\.weight$|relative_positions_encoding|rotary_emb|inv_freq"
+    r"|^cls\.predictions\.decoder\.(weight|bias)$|^predictions\.decoder\.(weight|bias)$|^lm_head\.decoder\.(weight|bias)$"
+    r"|^generator_lm_head\.weight$|^vocab_projector\.weight$|^decoder\.weight$"
+)
+
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+_ACTIVATIONS |= {name: name for name in ("relu", "silu", "tanh", "elu", "mish")} | {"swish": "silu"}
+_ACTIVATION_NAMES = {"gelu_tanh": "gelu_new"}
+
+# Names of fields in most models' config.json, and in our configuration.
+_FIELDS = {
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate_size",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "max_position_embeddings": "max_length",
+    "type_vocab_size": "type_vocabulary_size",
+    "layer_norm_eps": "epsilon",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "padding_id",
+}
+_DISTILBERT_FIELDS = {
+    "dim": "hidden_size",
+    "n_layers": "num_layers",
+    "n_heads": "num_heads",
+    "hidden_dim": "intermediate_size",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "max_position_embeddings": "max_length",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "padding_id",
+}
+_MODERNBERT_FIELDS = {
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate_size",
+    "mlp_dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "max_position_embeddings": "max_length",
+    "norm_eps": "epsilon",
+    "norm_bias": "norm_bias",
+    "attention_bias": "use_bias",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "padding_id",
+}
+
+
+def scheme_of(config):
+    """Returns the `NameScheme` for a `config.json`, a dict.
+
+    Raises:
+        InputError: if the model is none of those we know.
+    """
+    return SCHEMES[model_type_of(config)]
+
+
+def model_type_of(config):
+    """Returns the key into `SCHEMES` for a `config.json`, a dict."""
+    name = config.get("model_type", "bert")
+    name = _ALIASES.get(name, name)
+    if name not in SCHEMES:
+        raise InputError(f"models of the type {name!r} are not known here; known are {', '.join(sorted(SCHEMES))}")
+    return name
+
+
+def _taken(config, fields):
+    return {ours: config[theirs] for theirs, ours in fields.items() if config.get(theirs) is not None}
+
+
+def _activation(config, name):
+    theirs = config.get(name, "gelu")
+    if theirs not in _ACTIVATIONS:
+        raise InputError(f"the activation {theirs!r} of config.json is not known; known are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[theirs]
+
+
+def _refuse(condition, what):
+    if condition:
+        raise InputError(f"the model of config.json has {what}, which is not supported")
+
+
+def encoder_config(config):
+    """Returns the `EncoderConfig` of a `config.json`.
+
+    Args:
+        config: the file's content, a dict.
+
+    Raises:
+        InputError: if it asks for something that we do not have.
+    """
+    kind = model_type_of(config)
+    _refuse(config.get("is_decoder", False), "a decoder")
+    _refuse(
+        config.get("position_embedding_type", "absolute") != "absolute",
+        f"position_embedding_type {config.get('position_embedding_type')!r}",
+    )
+    if kind == "modernbert":
+        return _modernbert_config(config)
+    if kind == "distilbert":
+        fields = _taken(config, _DISTILBERT_FIELDS) | {"type_vocabulary_size": 0, "epsilon": 1e-12}
+        _refuse(config.get("sinusoidal_pos_embds", False) and "hidden_dim" not in config, "no width")
+        return EncoderConfig(**fields, activation=_activation(config, "activation"), confine_attention=False)
+    fields = _taken(config, _FIELDS) | {"activation": _activation(config, "hidden_act"), "confine_attention": False}
+    if kind == "roberta":
+        fields["max_length"] -= SCHEMES[kind].first_position
+    if kind in ("albert", "electra", "roformer"):
+        size = config.get("embedding_size", 128 if kind != "roformer" else None)
+        fields["embedding_size"] = None if size == fields["hidden_size"] else size
+    if kind == "albert":
+        groups = config.get("num_hidden_groups", 1)
+        _refuse(config.get("inner_group_num", 1) != 1, "layers inside groups (inner_group_num)")
+        _refuse(
+            groups not in (1, fields["num_layers"]), f"{groups} groups of layers: neither one nor as many as layers"
+        )
+        fields["share_layers"] = groups == 1
+        fields.setdefault("epsilon", 1e-12)
+    if kind == "roformer":
+        _refuse(config.get("rotary_value", False), "rotary values")
+        fields["positions"] = "rotary"
+    if kind == "nezha":
+        fields |= {"positions": "relative", "max_relative_distance": config.get("max_relative_position", 64)}
+    return EncoderConfig(**fields)
+
+
+def _modernbert_config(config):
+    layers = config["num_hidden_layers"]
+    every = config.get("global_attn_every_n_layers", 3)
+    if config.get("layer_types"):
+        glob = [number for number, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
+        every = glob[1] if len(glob) > 1 else layers
+        expected = [number for number in range(layers) if number % every == 0]
+        _refuse(glob != expected, f"global attention in layers {glob}, not in every so many from the first")
+    rotary = config.get("rope_parameters") or {}
+    _refuse(
+        any((rotary.get(kind) or {}).get("rope_type", "default") != "default" for kind in rotary),
+        "scaled rotary positions",
+    )
+
+    def base(kind, old, default):
+        return (rotary.get(kind) or {}).get("rope_theta", config.get(old, default))
+
+    for name in ("mlp_bias", "classifier_bias"):
+        _refuse(config.get(name, False) != config.get("attention_bias", False), f"{name} unlike attention_bias")
+    fields = {"norm_bias": False, "use_bias": False, "epsilon": 1e-5, "dropout": 0.0, "attention_dropout": 0.0}
+    fields |= _taken(config, _MODERNBERT_FIELDS)
+    return EncoderConfig(
+        **fields,
+        activation=_activation(config, "hidden_activation"),
+        gated=True,
+        type_vocabulary_size=0,
+        positions="rotary",
+        rotary_base=base("full_attention", "global_rope_theta", 160000.0),
+        local_rotary_base=base("sliding_attention", "local_rope_theta", 10000.0),
+        attention_window=config.get("local_attention", 128) // 2,
+        global_every=every,
+        norm_placement="before",
+        prediction_bias=config.get("decoder_bias", True),
+        confine_attention=False,
+    )
