@@ -9,7 +9,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from trainer.errors import InputError, StorageFailed
 
 PREFIX = "weights"
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Copying is bound by memory and by the first touch of new pages; more threads than this do not help.
 _COPY_THREADS = 4
@@ -86,7 +86,7 @@ def write(prefix, tensors):
     with tf.device("CPU:0"):
         tf.raw_ops.SaveV2(
             prefix=prefix,
-            tensor_names=[*(name + _SUFFIX for name in tensors), _OBJECT_GRAPH_KEY],
+            tensor_names=[*(name + VALUE_SUFFIX for name in tensors), _OBJECT_GRAPH_KEY],
             shape_and_slices=[""] * (len(tensors) + 1),
             tensors=[*tensors.values(), tf.constant(_object_graph(tensors))],
         )
@@ -111,7 +111,7 @@ def _object_graph(names):
                 child.node_id, child.local_name = index[path[:depth]], path[depth - 1]
         node = graph.nodes[index[path]]
         node.has_checkpoint_values.value = True
-        node.attributes.add(name="VARIABLE_VALUE", full_name=name, checkpoint_key=name + _SUFFIX)
+        node.attributes.add(name="VARIABLE_VALUE", full_name=name, checkpoint_key=name + VALUE_SUFFIX)
     return graph.SerializeToString()
 
 
@@ -131,7 +131,7 @@ def read_into(variables, prefix, others_allowed=False):
     reader = tf.compat.v1.train.NewCheckpointReader(prefix)
     shapes = reader.get_variable_to_shape_map()
     types = reader.get_variable_to_dtype_map()
-    there = {key.removesuffix(_SUFFIX) for key in shapes if key != _OBJECT_GRAPH_KEY}
+    there = {key.removesuffix(VALUE_SUFFIX) for key in shapes if key != _OBJECT_GRAPH_KEY}
 
     def refuse(problem):
         raise InputError(
@@ -144,13 +144,13 @@ def read_into(variables, prefix, others_allowed=False):
     if not others_allowed and (extra := sorted(there - set(variables))):
         refuse(f"it holds the variable {extra[0]!r}{_and_more(extra)}, which the model lacks")
     for name, variable in variables.items():
-        shape, dtype = tuple(shapes[name + _SUFFIX]), types[name + _SUFFIX]
+        shape, dtype = tuple(shapes[name + VALUE_SUFFIX]), types[name + VALUE_SUFFIX]
         if shape != tuple(variable.shape):
             refuse(f"variable {name!r} has shape {shape} in the checkpoint and {tuple(variable.shape)} in the model")
         if dtype != variable.dtype:
             refuse(f"variable {name!r} is {dtype.name} in the checkpoint and {variable.dtype.name} in the model")
     for name, variable in variables.items():
-        variable.assign(tf.constant(reader.get_tensor(name + _SUFFIX), variable.dtype))
+        variable.assign(tf.constant(reader.get_tensor(name + VALUE_SUFFIX), variable.dtype))
 
 
 def _and_more(names):

@@ -34,6 +34,11 @@ class Part:
             array = array.swapaxes(-1, -2).reshape(shape)
         return array
 
+    def inward_shape(self, shape):
+        """Returns the shape of what `inward` returns for an array of a shape."""
+        shape = tuple(reversed(shape)) if self.transposed else tuple(shape)
+        return (shape[0] - self.skipped_rows, *shape[1:]) if shape else shape
+
     def outward(self, array):
         """Returns the array as theirs is laid out; rows that we lack are zero."""
         if self.interleaved_heads:
@@ -67,6 +72,17 @@ class Entry:
         """
         arrays = [part.inward(tensors.read(part.name)) for part in self.parts]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+
+    def shape(self, shapes):
+        """Returns the shape of what `read` returns, or None if the parts do not go together.
+
+        Args:
+            shapes: `{name: shape}` of tensors elsewhere.
+        """
+        *others, last = (part.inward_shape(shapes[part.name]) for part in self.parts)
+        if any(len(other) != len(last) or other[:-1] != last[:-1] for other in others):
+            return None
+        return (*last[:-1], sum(shape[-1] for shape in (*others, last)))
 
     def write(self, array):
         """Returns `{name: array}` of the tensors elsewhere, of our array without padding."""
@@ -131,6 +147,7 @@ class NameScheme:
     token_bias: str | None = "cls.predictions.bias"
     pair: tuple | None = ("cls.seq_relationship.weight", "cls.seq_relationship.bias")
     classifier: str | None = "classifier"
+    classifier_variables: tuple | None = None
     replaced_dense: str | None = None
     replaced_score: str | None = None
 
@@ -209,10 +226,11 @@ class NameScheme:
             entries.append(Entry("masked_language_model/output_bias", (Part(self.token_bias),), "tokens"))
         if self.pooler:
             entries += self._dense("pooler/pooler", self.pooler)
-        if self.pair:
-            kernel, bias = self.pair
-            entries.append(Entry("sentence_pair/classifier/kernel", (Part(kernel, transposed=True),)))
-            entries.append(Entry("sentence_pair/classifier/bias", (Part(bias),)))
+        for ours, variables in (("sentence_pair", self.pair), ("classifier", self.classifier_variables)):
+            if variables:
+                kernel, bias = variables
+                entries.append(Entry(f"{ours}/classifier/kernel", (Part(kernel, transposed=True),)))
+                entries.append(Entry(f"{ours}/classifier/bias", (Part(bias),)))
         for ours, theirs in (
             ("classifier/classifier", self.classifier),
             ("replaced_token_detection/dense", self.replaced_dense),

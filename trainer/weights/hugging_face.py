@@ -93,12 +93,19 @@ IGNORED = re.compile(
     r"|^generator_lm_head\.weight$|^vocab_projector\.weight$|^decoder\.weight$"
 )
 
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
-_ACTIVATIONS |= {name: name for name in ("relu", "silu", "tanh", "elu", "mish")} | {"swish": "silu"}
+# The output bias, where a file has it with the projection alone.
+OUTPUT_BIASES = {
+    "cls.predictions.bias": "cls.predictions.decoder.bias",
+    "lm_head.bias": "lm_head.decoder.bias",
+    "predictions.bias": "predictions.decoder.bias",
+}
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+ACTIVATIONS |= {name: name for name in ("relu", "silu", "tanh", "elu", "mish")} | {"swish": "silu"}
 _ACTIVATION_NAMES = {"gelu_tanh": "gelu_new"}
 
 # Names of fields in most models' config.json, and in our configuration.
-_FIELDS = {
+FIELDS = {
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
@@ -156,15 +163,16 @@ def model_type_of(config):
     return name
 
 
-def _taken(config, fields):
+def taken(config, fields):
+    """Returns `{our field: value}` of what a configuration says, by a table `{their name: our field}`."""
     return {ours: config[theirs] for theirs, ours in fields.items() if config.get(theirs) is not None}
 
 
 def _activation(config, name):
     theirs = config.get(name, "gelu")
-    if theirs not in _ACTIVATIONS:
-        raise InputError(f"the activation {theirs!r} of config.json is not known; known are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[theirs]
+    if theirs not in ACTIVATIONS:
+        raise InputError(f"the activation {theirs!r} of config.json is not known; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[theirs]
 
 
 def _refuse(condition, what):
@@ -190,10 +198,10 @@ def encoder_config(config):
     if kind == "modernbert":
         return _modernbert_config(config)
     if kind == "distilbert":
-        fields = _taken(config, _DISTILBERT_FIELDS) | {"type_vocabulary_size": 0, "epsilon": 1e-12}
+        fields = taken(config, _DISTILBERT_FIELDS) | {"type_vocabulary_size": 0, "epsilon": 1e-12}
         _refuse(config.get("sinusoidal_pos_embds", False) and "hidden_dim" not in config, "no width")
         return EncoderConfig(**fields, activation=_activation(config, "activation"), confine_attention=False)
-    fields = _taken(config, _FIELDS) | {"activation": _activation(config, "hidden_act"), "confine_attention": False}
+    fields = taken(config, FIELDS) | {"activation": _activation(config, "hidden_act"), "confine_attention": False}
     if kind == "roberta":
         fields["max_length"] -= SCHEMES[kind].first_position
     if kind in ("albert", "electra", "roformer"):
@@ -235,7 +243,7 @@ def _modernbert_config(config):
     for name in ("mlp_bias", "classifier_bias"):
         _refuse(config.get(name, False) != config.get("attention_bias", False), f"{name} unlike attention_bias")
     fields = {"norm_bias": False, "use_bias": False, "epsilon": 1e-5, "dropout": 0.0, "attention_dropout": 0.0}
-    fields |= _taken(config, _MODERNBERT_FIELDS)
+    fields |= taken(config, _MODERNBERT_FIELDS)
     return EncoderConfig(
         **fields,
         activation=_activation(config, "hidden_activation"),

@@ -1,0 +1,200 @@
+"""Loading weights into a model, and telling of every tensor what became of it."""
+
+import dataclasses
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.errors import InputError
+from trainer.models.encoder import padded_vocabulary_size
+
+# What may differ between a model and the weights it starts from: it changes no meaning of any tensor, or their shapes tell.
+_MAY_DIFFER = {
+    "dropout",
+    "attention_dropout",
+    "max_length",
+    "type_vocabulary_size",
+    "hierarchical_alpha",
+    "attention",
+    "confine_attention",
+    "condition_size",
+    "condition_hidden_size",
+    "prediction_transform",
+    "prediction_bias",
+    "initializer_range",
+    "rematerialize",
+    "padding_id",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of every tensor.
+
+    Attributes:
+        kind, path: of the source.
+        loaded: `{our name: names there}`.
+        padded: our names of those that were filled up with rows of zeros to a multiple of what matrix units like.
+        missing: our names of tensors that the source lacks; they keep their initial values.
+        unused: names of tensors that the model has no place for.
+        parameters: numbers loaded.
+    """
+
+    kind: str
+    path: str
+    loaded: dict
+    padded: tuple
+    missing: tuple
+    unused: tuple
+    parameters: int
+
+    def summary(self):
+        """Returns the report in a few words, with all names of what is not as one may think."""
+        text = f"{self.path} ({self.kind}): {len(self.loaded)} tensors, {self.parameters:,} numbers"
+        if self.missing:
+            text += f"; initialized anew: {', '.join(self.missing)}"
+        if self.unused:
+            text += f"; not used: {', '.join(self.unused)}"
+        return text
+
+    def lines(self):
+        """Returns a line for each tensor."""
+        for ours, theirs in self.loaded.items():
+            yield f"loaded   {ours} <- {theirs}" + (" (padded)" if ours in self.padded else "")
+        for name in self.missing:
+            yield f"missing  {name} (initialized anew)"
+        for name in self.unused:
+            yield f"unused   {name}"
+
+
+def _allowed(names, patterns, option):
+    """Returns the names that no pattern allows; every pattern must match something."""
+    for pattern in patterns:
+        try:
+            if not any(re.search(pattern, name) for name in names):
+                raise InputError(
+                    f"{option}: {pattern!r} matches nothing; there is {', '.join(names) or 'nothing to allow'}"
+                )
+        except re.error as error:
+            raise InputError(f"{option}: {pattern!r} is not a regular expression: {error}") from None
+    return [name for name in names if not any(re.search(pattern, name) for pattern in patterns)]
+
+
+def check_architecture(source, encoder):
+    """Refuses weights whose numbers would mean something else in a model.
+
+    Args:
+        source: `WeightSource`.
+        encoder: `EncoderConfig` of the model.
+
+    Raises:
+        InputError: with every field that differs.
+    """
+    theirs, ours = (dataclasses.asdict(config) for config in (source.description.encoder, encoder))
+    theirs["intermediate_size"] = source.description.encoder.feed_forward_size
+    ours["intermediate_size"] = encoder.feed_forward_size
+    theirs["embedding_size"], ours["embedding_size"] = source.description.encoder.token_size, encoder.token_size
+    different = [name for name in ours if name not in _MAY_DIFFER and ours[name] != theirs[name]]
+    if "epsilon" in different and abs(ours["epsilon"] - theirs["epsilon"]) < 1e-6:
+        different.remove("epsilon")
+    if different:
+        listed = "\n  ".join(f"encoder.{name} is {ours[name]!r}, in the weights {theirs[name]!r}" for name in different)
+        raise InputError(
+            f"{source.path} ({source.kind}) is of another architecture:\n  {listed}\n"
+            "Take the architecture from the weights: encoder configuration @pretrained_encoder()."
+        )
+
+
+def check_vocabulary(source, pieces):
+    """Refuses weights that were trained with another vocabulary.
+
+    Args:
+        source: `WeightSource`.
+        pieces: the pieces of the vocabulary that texts are tokenized with.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    theirs = source.description.pieces
+    advice = "Prepare the data with its vocabulary, or change the weights with `python -m tools.convert_weights`."
+    if theirs is None:
+        if len(pieces) != source.description.vocabulary_size:
+            raise InputError(
+                f"{source.path} was trained with {source.description.vocabulary_size:,} tokens, the vocabulary of the data "
+                f"has {len(pieces):,}. {advice}"
+            )
+        return
+    if tuple(pieces) == theirs:
+        return
+    place = next(
+        (i for i, (a, b) in enumerate(zip(pieces, theirs, strict=False)) if a != b), min(len(pieces), len(theirs))
+    )
+    shown = [repr(each[place]) if place < len(each) else "nothing" for each in (pieces, theirs)]
+    raise InputError(
+        f"{source.path} was trained with another vocabulary: id {place} is {shown[0]} in the data ({len(pieces):,} pieces) "
+        f"and {shown[1]} in the weights ({len(theirs):,}), so they mean other tokens. {advice}"
+    )
+
+
+def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
+    """Reads weights into variables, one tensor at a time; nothing is changed unless everything fits.
+
+    Heads that the source lacks keep their initial values, and heads that the model lacks are not read; the report says
+    so. Anything else that is missing or left over is an error.
+
+    Args:
+        source: `WeightSource`.
+        variables: `{our name: variable}`, names without the model's own.
+        allow_missing: regular expressions of our names that may be missing besides heads.
+        allow_unused: regular expressions of their names that may be left over besides heads.
+
+    Returns:
+        `Report`.
+
+    Raises:
+        InputError: naming all that does not fit.
+    """
+    missing = [name for name in variables if name not in source.entries]
+    heads = [name for name in missing if not name.startswith("encoder/")]
+    refused = _allowed([name for name in missing if name not in heads], allow_missing, "allow_missing_weights")
+    left = [name for name in source.names if name not in variables]
+    left_encoder = [source.origin(name) for name in left if name.startswith("encoder/")]
+    unexpected = _allowed([*source.unknown, *left_encoder], allow_unused, "allow_unused_weights")
+    problems = [f"{name} is missing" for name in refused]
+    problems += [f"{name} belongs to nothing in this model" for name in unexpected]
+    wanted = [name for name in variables if name in source.entries]
+    problems += [problem for name in wanted if (problem := _shape_problem(source, name, variables[name]))]
+    if problems:
+        listed = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise InputError(
+            f"{source.path} ({source.kind}) does not fit the model:\n  {listed}\n"
+            "What may differ can be allowed by name: allow_missing_weights, allow_unused_weights (regular expressions)."
+        )
+    padded, parameters = [], 0
+    for name in wanted:
+        array = source.read(name)
+        parameters += array.size
+        rows = variables[name].shape[0] if array.ndim else 0
+        if array.ndim and rows > array.shape[0]:
+            padded.append(name)
+            array = np.concatenate([array, np.zeros((rows - array.shape[0], *array.shape[1:]), array.dtype)])
+        variables[name].assign(tf.convert_to_tensor(array.astype(np.float32, copy=False)))
+    loaded = {name: source.origin(name) for name in wanted}
+    unused = [source.origin(name) for name in left] + list(source.unknown)
+    return Report(source.kind, source.path, loaded, tuple(padded), tuple(missing), tuple(unused), parameters)
+
+
+def _shape_problem(source, name, variable):
+    """Returns what is wrong with the shape of a tensor, or None."""
+    theirs, ours = source.shape(name), tuple(variable.shape)
+    rows = source.entries[name].rows
+    expected = theirs
+    if rows == "tokens":
+        expected = (padded_vocabulary_size(theirs[0]), *theirs[1:])
+    if expected == ours:
+        return None
+    if rows == "positions" and theirs[1:] == ours[1:]:
+        hint = "set encoder.max_length to that, or extend positions with `python -m tools.convert_weights`"
+        return f"{name} has {theirs[0]:,} positions in the weights and {ours[0]:,} in the model: {hint}"
+    return f"{name} has shape {theirs} in the weights and {ours} in the model"

@@ -1,0 +1,133 @@
+"""TensorFlow 1 checkpoints: the names of Google's BERT, ALBERT and ELECTRA, and of what bert4keras users trained.
+
+NEZHA, RoFormer and RoFormerV2 keep BERT's names; which one a file holds is told by what it lacks.
+"""
+
+import dataclasses
+import re
+
+from trainer.errors import InputError
+from trainer.models.architecture import EncoderConfig
+from trainer.weights.entries import TENSORFLOW, NameScheme
+from trainer.weights.hugging_face import ACTIVATIONS, FIELDS, taken
+
+_BERT = NameScheme(
+    style=TENSORFLOW,
+    base="bert/",
+    word="embeddings/word_embeddings",
+    position="embeddings/position_embeddings",
+    type="embeddings/token_type_embeddings",
+    embedding_norm="embeddings/LayerNorm",
+    embedding_projection="encoder/embedding_hidden_mapping_in",
+    layer="encoder/layer_{layer}/",
+    query="attention/self/query",
+    key="attention/self/key",
+    value="attention/self/value",
+    attention_output="attention/output/dense",
+    attention_norm="attention/output/LayerNorm",
+    intermediate="intermediate/dense",
+    output="output/dense",
+    output_norm="output/LayerNorm",
+    pooler="bert/pooler/dense",
+    token_dense="cls/predictions/transform/dense",
+    token_norm="cls/predictions/transform/LayerNorm",
+    token_bias="cls/predictions/output_bias",
+    pair=("cls/seq_relationship/output_weights", "cls/seq_relationship/output_bias"),
+    classifier=None,
+    classifier_variables=("output_weights", "output_bias"),  # run_classifier.py's
+)
+SCHEMES = {
+    "bert": _BERT,
+    "nezha": _BERT,
+    "roformer": dataclasses.replace(_BERT, interleaved=True),
+    "roformer_v2": dataclasses.replace(_BERT, interleaved=True),
+    "albert": dataclasses.replace(
+        _BERT,
+        layer="encoder/transformer/group_0/inner_group_0/",
+        query="attention_1/self/query",
+        key="attention_1/self/key",
+        value="attention_1/self/value",
+        attention_output="attention_1/output/dense",
+        attention_norm="LayerNorm",
+        intermediate="ffn_1/intermediate/dense",
+        output="ffn_1/intermediate/output/dense",
+        output_norm="LayerNorm_1",
+    ),
+    "electra": dataclasses.replace(
+        _BERT,
+        base="electra/",
+        embedding_projection="embeddings_project",
+        pooler=None,
+        pair=None,
+        token_dense="generator_predictions/dense",
+        token_norm="generator_predictions/LayerNorm",
+        token_bias="generator_predictions/output_bias",
+        replaced_dense="discriminator_predictions/dense",
+        replaced_score="discriminator_predictions/dense_1",
+        classifier_variables=None,
+    ),
+}
+
+# What an optimizer left behind, and counters.
+IGNORED = re.compile(
+    r"(^|/)(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|ag|LMBOptimizer.*)$|^(beta[12]_power|signal_early_stop)"
+)
+
+
+def model_type(shapes, config):
+    """Returns the key into `SCHEMES` for a checkpoint.
+
+    Args:
+        shapes: `{name: shape}` of its tensors.
+        config: the content of its configuration file, a dict.
+
+    Raises:
+        InputError: if there is no encoder in it that we know.
+    """
+    if "electra/embeddings/word_embeddings" in shapes:
+        return "electra"
+    if "bert/embeddings/word_embeddings" not in shapes:
+        raise InputError(
+            "the checkpoint holds neither bert/embeddings/word_embeddings nor electra/embeddings/word_embeddings; it has "
+            f"{', '.join(sorted(shapes)[:3])}, ..."
+        )
+    if any(name.startswith("bert/encoder/transformer/group_0/") for name in shapes):
+        return "albert"
+    if "bert/embeddings/position_embeddings" in shapes:
+        return "bert"
+    if config.get("use_relative_position"):
+        return "nezha"
+    return "roformer" if "bert/embeddings/LayerNorm/gamma" in shapes else "roformer_v2"
+
+
+def encoder_config(shapes, config):
+    """Returns the `EncoderConfig` of a checkpoint; arguments as in `model_type`.
+
+    Raises:
+        InputError: if the configuration lacks what the tensors cannot tell.
+    """
+    kind = model_type(shapes, config)
+    for name in ("num_attention_heads", "num_hidden_layers", "hidden_size"):
+        if name not in config:
+            raise InputError(f"the configuration beside the checkpoint has no {name!r}, which its tensors do not tell")
+    theirs = config.get("hidden_act", "gelu")
+    if theirs not in ACTIVATIONS:
+        raise InputError(f"the activation {theirs!r} is not known; known are {', '.join(ACTIVATIONS)}")
+    fields = taken(config, FIELDS) | {"confine_attention": False, "padding_id": 0}
+    # ALBERT's own code computes "gelu" by tanh. BERT's did by erf, then by tanh; all who read its files compute by erf.
+    fields["activation"] = "gelu_tanh" if theirs == "gelu" and kind == "albert" else ACTIVATIONS[theirs]
+    base = SCHEMES[kind].base
+    size = shapes[f"{base}embeddings/word_embeddings"][1]
+    fields["embedding_size"] = None if size == fields["hidden_size"] else size
+    types = shapes.get(f"{base}embeddings/token_type_embeddings")
+    fields["type_vocabulary_size"] = 0 if types is None else types[0]
+    if kind == "albert":
+        fields["share_layers"] = True
+    if kind in ("roformer", "roformer_v2"):
+        fields |= {"positions": "rotary", "epsilon": config.get("layer_norm_eps", 1e-7)}
+    if kind == "roformer_v2":
+        no_vectors = {"normalization": "rms", "norm_scale": False, "norm_bias": False, "use_bias": False}
+        fields |= no_vectors | {"prediction_transform": False, "prediction_bias": False}
+    if kind == "nezha":
+        fields |= {"positions": "relative", "max_relative_distance": config.get("max_relative_position", 64)}
+    return EncoderConfig(**fields)
