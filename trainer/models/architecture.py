@@ -48,6 +48,7 @@ class EncoderConfig:
         condition_hidden_size: units of a layer between that vector and the scales; None for none.
         prediction_transform: whether the masked-language-model head has a dense layer and a normalisation.
         prediction_bias: whether it has a bias for each token.
+        pooler_activation: activation of the dense layer on a pooled vector: BERT's tanh, or that of other classifiers.
         padding_id: the token id of padding, where nobody says which tokens are padding.
         initializer_range: standard deviation of the initial weights.
         rematerialize: whether each layer's activations are recomputed in the backward pass instead of kept.
@@ -84,6 +85,7 @@ class EncoderConfig:
     condition_hidden_size: int | None = None
     prediction_transform: bool = True
     prediction_bias: bool = True
+    pooler_activation: str = "tanh"
     padding_id: int = 0
     initializer_range: float = 0.02
     rematerialize: bool = False

@@ -80,7 +80,7 @@ class Pooler(keras.layers.Layer):
     Args:
         config: `EncoderConfig` of the encoder it stands on.
         pooling: `cls`, `mean` or `max`.
-        transform: whether a dense layer with tanh follows, as in BERT.
+        transform: whether a dense layer with the architecture's `pooler_activation` follows.
         seed: integer for the initial weights.
     """
 
@@ -92,7 +92,7 @@ class Pooler(keras.layers.Layer):
         self.pooling, self.transform, self.seed = pooling, transform, seed
         self.dense = None
         if transform:
-            options = {"activation": "tanh", "use_bias": True}
+            options = {"activation": activation(config.pooler_activation), "use_bias": True}
             # The name is part of what decides the initial weights.
             self.dense = dense(
                 config, config.hidden_size, seed, "sentence_pair", "pooler", self.dtype_policy, **options

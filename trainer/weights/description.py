@@ -52,6 +52,22 @@ class ModelDescription:
         storage.write_json(storage.join(folder, FILE_NAME), content)
 
 
+def differing_fields(ours, theirs, free=()):
+    """Returns `{field: (our value, their value)}` of what two architectures compute otherwise.
+
+    Args:
+        ours, theirs: `EncoderConfig`.
+        free: names of fields that may differ.
+    """
+
+    def values(config):
+        sizes = {"intermediate_size": config.feed_forward_size, "embedding_size": config.token_size}
+        return dataclasses.asdict(config) | sizes
+
+    pairs = {name: (value, values(theirs)[name]) for name, value in values(ours).items()}
+    return {name: pair for name, pair in pairs.items() if name not in free and pair[0] != pair[1]}
+
+
 def load_description(folder):
     """Reads what `ModelDescription.save` wrote.
 

@@ -39,6 +39,11 @@ class Part:
         shape = tuple(reversed(shape)) if self.transposed else tuple(shape)
         return (shape[0] - self.skipped_rows, *shape[1:]) if shape else shape
 
+    def outward_shape(self, shape):
+        """Returns the shape of what `outward` returns for an array of a shape."""
+        shape = (shape[0] + self.skipped_rows, *shape[1:])
+        return tuple(reversed(shape)) if self.transposed else shape
+
     def outward(self, array):
         """Returns the array as theirs is laid out; rows that we lack are zero."""
         if self.interleaved_heads:
@@ -84,10 +89,14 @@ class Entry:
             return None
         return (*last[:-1], sum(shape[-1] for shape in (*others, last)))
 
-    def write(self, array):
-        """Returns `{name: array}` of the tensors elsewhere, of our array without padding."""
-        pieces = np.split(array, len(self.parts), axis=-1)
-        return {part.name: part.outward(piece) for part, piece in zip(self.parts, pieces, strict=True)}
+    def written_shape(self, number, shape):
+        """Returns the shape of the tensor elsewhere that part `number` is, for our shape without padding."""
+        return self.parts[number].outward_shape((*shape[:-1], shape[-1] // len(self.parts)))
+
+    def write(self, number, array):
+        """Returns the array elsewhere that part `number` is, of our array without padding."""
+        size = array.shape[-1] // len(self.parts)
+        return self.parts[number].outward(array[..., number * size : (number + 1) * size])
 
 
 @dataclasses.dataclass(frozen=True)

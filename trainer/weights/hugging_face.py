@@ -4,6 +4,7 @@ import re
 
 from trainer.errors import InputError
 from trainer.models.architecture import EncoderConfig
+from trainer.weights.description import differing_fields
 from trainer.weights.entries import NameScheme
 
 _SEPARATE_CLASSIFIER = {"pooler": "classifier.dense", "classifier": "classifier.out_proj", "pair": None}
@@ -199,7 +200,7 @@ def encoder_config(config):
         return _modernbert_config(config)
     if kind == "distilbert":
         fields = taken(config, _DISTILBERT_FIELDS) | {"type_vocabulary_size": 0, "epsilon": 1e-12}
-        _refuse(config.get("sinusoidal_pos_embds", False) and "hidden_dim" not in config, "no width")
+        fields["pooler_activation"] = "relu"
         return EncoderConfig(**fields, activation=_activation(config, "activation"), confine_attention=False)
     fields = taken(config, FIELDS) | {"activation": _activation(config, "hidden_act"), "confine_attention": False}
     if kind == "roberta":
@@ -207,6 +208,8 @@ def encoder_config(config):
     if kind in ("albert", "electra", "roformer"):
         size = config.get("embedding_size", 128 if kind != "roformer" else None)
         fields["embedding_size"] = None if size == fields["hidden_size"] else size
+    if kind in ("electra", "roformer"):
+        fields["pooler_activation"] = "gelu"
     if kind == "albert":
         groups = config.get("num_hidden_groups", 1)
         _refuse(config.get("inner_group_num", 1) != 1, "layers inside groups (inner_group_num)")
@@ -258,3 +261,175 @@ def _modernbert_config(config):
         prediction_bias=config.get("decoder_bias", True),
         confine_attention=False,
     )
+
+
+def family(description, names):
+    """Returns the type of Hugging Face's model that can hold a model of ours.
+
+    Args:
+        description: `ModelDescription`.
+        names: our names of its tensors.
+
+    Returns:
+        key into `SCHEMES`.
+
+    Raises:
+        InputError: if no class of Hugging Face's computes the same.
+    """
+    config = description.encoder
+    refuse_ours(config)
+    has = {name.partition("/")[0] for name in names}
+    projected = config.token_size != config.hidden_size
+    if config.norm_placement == "before":
+        kind = "modernbert"
+    elif config.positions == "rotary":
+        kind = "roformer"
+    elif config.positions == "relative":
+        kind = "nezha"
+    elif "replaced_token_detection" in has:
+        kind = "electra"
+    elif config.share_layers or (projected and has & {"pooler", "sentence_pair"}):
+        kind = "albert"
+    elif projected:
+        kind = "electra"
+    elif config.type_vocabulary_size == 0:
+        kind = "distilbert"
+    else:
+        kind = "roberta" if config.type_vocabulary_size == 1 else "bert"
+    check_family(kind, description)
+    return kind
+
+
+def refuse_ours(config):
+    """Raises InputError for what no file of another library can say."""
+    for name, plain in (("condition_size", None), ("hierarchical_alpha", None), ("attention", "bidirectional")):
+        if getattr(config, name) != plain:
+            advice = (
+                " (`tools.convert_weights --max_length` makes real ones of them)"
+                if name == "hierarchical_alpha"
+                else ""
+            )
+            raise InputError(
+                f"a model with encoder.{name} = {getattr(config, name)!r} has no counterpart there{advice}"
+            )
+
+
+def check_family(kind, description):
+    """Raises InputError unless the classes of a type compute what a model of ours does: its configuration comes back."""
+    config = description.encoder
+    back = encoder_config(json_config(kind, description))
+    free = {
+        "pooler_activation",
+        "confine_attention",
+        "rematerialize",
+        "hierarchical_alpha",
+        "padding_id",
+        "max_relative_distance",
+    }
+    free |= {name for name, positions in _POSITION_FIELDS.items() if config.positions not in positions}
+    free |= set() if config.attention_window else {"global_every", "attention_window", "local_rotary_base"}
+    for name, (ours, theirs) in differing_fields(config, back, free).items():
+        raise InputError(f"Hugging Face's {kind} has no encoder.{name} = {ours!r} (it would be {theirs!r})")
+
+
+_POSITION_FIELDS = {
+    "max_length": ("learned",),
+    "max_relative_distance": ("relative",),
+    "rotary_base": ("rotary",),
+    "local_rotary_base": ("rotary",),
+}
+
+# Classes by what a model has; the first whose heads are all there.
+_CLASSES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "albert": "Albert",
+    "electra": "Electra",
+    "distilbert": "DistilBert",
+    "modernbert": "ModernBert",
+    "roformer": "RoFormer",
+    "nezha": "Nezha",
+}
+
+
+def class_name(kind, names):
+    """Returns the class of Hugging Face's for the heads that a model has."""
+    has = {name.partition("/")[0] for name in names}
+    stem = _CLASSES[kind]
+    if "classifier" in has:
+        return f"{stem}ForSequenceClassification"
+    if "replaced_token_detection" in has:
+        return f"{stem}ForPreTraining"
+    if "masked_language_model" in has:
+        return f"{stem}ForPreTraining" if "sentence_pair" in has and SCHEMES[kind].pair else f"{stem}ForMaskedLM"
+    return f"{stem}Model"
+
+
+def json_config(kind, description, names=()):
+    """Returns the content of `config.json`, a dict.
+
+    Args:
+        kind: key into `SCHEMES`.
+        description: `ModelDescription`.
+        names: our names of the model's tensors.
+    """
+    config = description.encoder
+    fields = {"distilbert": _DISTILBERT_FIELDS, "modernbert": _MODERNBERT_FIELDS}.get(kind, FIELDS)
+    content = {theirs: getattr(config, ours) for theirs, ours in fields.items()}
+    content |= {
+        "model_type": kind,
+        "architectures": [class_name(kind, names)],
+        "vocab_size": description.vocabulary_size,
+    }
+    content |= {"tie_word_embeddings": True, "dtype": "float32"}
+    act = {"distilbert": "activation", "modernbert": "hidden_activation"}.get(kind, "hidden_act")
+    content[act] = _ACTIVATION_NAMES.get(config.activation, config.activation)
+    width = {"distilbert": "hidden_dim"}.get(kind, "intermediate_size")
+    content[width] = config.feed_forward_size
+    if kind == "roberta":
+        content["max_position_embeddings"] += SCHEMES[kind].first_position
+    if kind in ("albert", "electra", "roformer"):
+        content["embedding_size"] = config.token_size
+    if kind == "albert":
+        content |= {"num_hidden_groups": 1 if config.share_layers else config.num_layers, "inner_group_num": 1}
+    if kind == "nezha":
+        content["max_relative_position"] = config.max_relative_distance
+    if kind == "modernbert":
+        content |= {
+            "local_attention": 2 * (config.attention_window or config.max_length),
+            "global_attn_every_n_layers": config.global_every if config.attention_window else 1,
+            "global_rope_theta": config.rotary_base,
+            "local_rope_theta": config.rotary_base_of(1) if config.is_local(1) else config.rotary_base,
+            "mlp_bias": config.use_bias,
+            "classifier_bias": config.use_bias,
+            "decoder_bias": config.prediction_bias,
+        }
+    if description.labels or description.objective:
+        problems = {"multi_label": "multi_label_classification", "regression": "regression"}
+        labels = description.labels or ("LABEL_0",)
+        content |= {
+            "id2label": {str(number): label for number, label in enumerate(labels)},
+            "label2id": {label: number for number, label in enumerate(labels)},
+            "problem_type": problems.get(description.objective, "single_label_classification"),
+        }
+    return content
+
+
+# What stands between the encoder and the scores in their classifiers, where that is what our pooler does.
+_POOLER_ACTIVATIONS = {"bert": "tanh", "roberta": "tanh", "albert": "tanh", "nezha": "tanh"}
+_POOLER_ACTIVATIONS |= {"electra": "gelu", "roformer": "gelu", "distilbert": "relu"}
+
+
+def check_classifier(kind, description, names):
+    """Raises InputError unless their classifier computes what ours does."""
+    if description.pooling != "cls" or "pooler/pooler/kernel" not in names:
+        raise InputError(
+            f"Hugging Face's {kind} classifies by the first token and a dense layer; this model has pooling "
+            f"{description.pooling!r}{'' if 'pooler/pooler/kernel' in names else ' and no pooler'}"
+        )
+    theirs = _POOLER_ACTIVATIONS.get(kind)
+    if theirs != description.encoder.pooler_activation:
+        raise InputError(
+            f"Hugging Face's {kind} has {theirs or 'another layer'} in its classifier, this model "
+            f"{description.encoder.pooler_activation}"
+        )

@@ -1,6 +1,7 @@
 """Loading weights into a model, and telling of every tensor what became of it."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -8,6 +9,8 @@ import tensorflow as tf
 
 from trainer.errors import InputError
 from trainer.models.encoder import padded_vocabulary_size
+from trainer.weights.description import differing_fields
+from trainer.weights.source import rows_of
 
 # What may differ between a model and the weights it starts from: it changes no meaning of any tensor, or their shapes tell.
 _MAY_DIFFER = {
@@ -25,6 +28,7 @@ _MAY_DIFFER = {
     "initializer_range",
     "rematerialize",
     "padding_id",
+    "pooler_activation",
 }
 
 
@@ -85,21 +89,17 @@ def check_architecture(source, encoder):
     """Refuses weights whose numbers would mean something else in a model.
 
     Args:
-        source: `WeightSource`.
+        source: `Weights`.
         encoder: `EncoderConfig` of the model.
 
     Raises:
         InputError: with every field that differs.
     """
-    theirs, ours = (dataclasses.asdict(config) for config in (source.description.encoder, encoder))
-    theirs["intermediate_size"] = source.description.encoder.feed_forward_size
-    ours["intermediate_size"] = encoder.feed_forward_size
-    theirs["embedding_size"], ours["embedding_size"] = source.description.encoder.token_size, encoder.token_size
-    different = [name for name in ours if name not in _MAY_DIFFER and ours[name] != theirs[name]]
-    if "epsilon" in different and abs(ours["epsilon"] - theirs["epsilon"]) < 1e-6:
-        different.remove("epsilon")
+    different = differing_fields(encoder, source.description.encoder, _MAY_DIFFER)
+    if "epsilon" in different and abs(encoder.epsilon - source.description.encoder.epsilon) < 1e-6:
+        del different["epsilon"]
     if different:
-        listed = "\n  ".join(f"encoder.{name} is {ours[name]!r}, in the weights {theirs[name]!r}" for name in different)
+        listed = "\n  ".join(f"encoder.{name} is {a!r}, in the weights {b!r}" for name, (a, b) in different.items())
         raise InputError(
             f"{source.path} ({source.kind}) is of another architecture:\n  {listed}\n"
             "Take the architecture from the weights: encoder configuration @pretrained_encoder()."
@@ -110,7 +110,7 @@ def check_vocabulary(source, pieces):
     """Refuses weights that were trained with another vocabulary.
 
     Args:
-        source: `WeightSource`.
+        source: `Weights`.
         pieces: the pieces of the vocabulary that texts are tokenized with.
 
     Raises:
@@ -144,7 +144,7 @@ def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
     so. Anything else that is missing or left over is an error.
 
     Args:
-        source: `WeightSource`.
+        source: `Weights`.
         variables: `{our name: variable}`, names without the model's own.
         allow_missing: regular expressions of our names that may be missing besides heads.
         allow_unused: regular expressions of their names that may be left over besides heads.
@@ -155,7 +155,7 @@ def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
     Raises:
         InputError: naming all that does not fit.
     """
-    missing = [name for name in variables if name not in source.entries]
+    missing = [name for name in variables if name not in source.names]
     heads = [name for name in missing if not name.startswith("encoder/")]
     refused = _allowed([name for name in missing if name not in heads], allow_missing, "allow_missing_weights")
     left = [name for name in source.names if name not in variables]
@@ -163,7 +163,7 @@ def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
     unexpected = _allowed([*source.unknown, *left_encoder], allow_unused, "allow_unused_weights")
     problems = [f"{name} is missing" for name in refused]
     problems += [f"{name} belongs to nothing in this model" for name in unexpected]
-    wanted = [name for name in variables if name in source.entries]
+    wanted = [name for name in variables if name in source.names]
     problems += [problem for name in wanted if (problem := _shape_problem(source, name, variables[name]))]
     if problems:
         listed = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
@@ -173,12 +173,10 @@ def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
         )
     padded, parameters = [], 0
     for name in wanted:
-        array = source.read(name)
-        parameters += array.size
-        rows = variables[name].shape[0] if array.ndim else 0
-        if array.ndim and rows > array.shape[0]:
+        array = source.read_padded(name)
+        parameters += math.prod(source.shape(name))
+        if array.shape != source.shape(name):
             padded.append(name)
-            array = np.concatenate([array, np.zeros((rows - array.shape[0], *array.shape[1:]), array.dtype)])
         variables[name].assign(tf.convert_to_tensor(array.astype(np.float32, copy=False)))
     loaded = {name: source.origin(name) for name in wanted}
     unused = [source.origin(name) for name in left] + list(source.unknown)
@@ -188,7 +186,7 @@ def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
 def _shape_problem(source, name, variable):
     """Returns what is wrong with the shape of a tensor, or None."""
     theirs, ours = source.shape(name), tuple(variable.shape)
-    rows = source.entries[name].rows
+    rows = rows_of(name)
     expected = theirs
     if rows == "tokens":
         expected = (padded_vocabulary_size(theirs[0]), *theirs[1:])

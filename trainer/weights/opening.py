@@ -8,6 +8,7 @@ from trainer import storage
 from trainer.errors import InputError
 from trainer.weights import hugging_face, tensorflow1
 from trainer.weights.description import VOCABULARY_NAME, ModelDescription, looks_lower_cased, read_pieces
+from trainer.weights.keras_files import open_keras
 from trainer.weights.own_checkpoint import open_checkpoint
 from trainer.weights.source import WeightSource
 from trainer.weights.tensors import CheckpointTensors, SafetensorsFiles, TorchFile
@@ -31,8 +32,6 @@ def open_weights(path, config=None):
     """
     path = str(path).rstrip("/")
     if path.endswith((".keras", ".weights.h5")):
-        from trainer.weights.keras_files import open_keras
-
         return open_keras(path)
     if own := open_checkpoint(path):
         return own
@@ -42,6 +41,8 @@ def open_weights(path, config=None):
         return _hugging_face(path, folder, config, found)
     if (prefix := _checkpoint_prefix(folder, file, names, path)) is not None:
         return _tensorflow1(path, folder, config, prefix)
+    if (keras_files := [name for name in names if name.endswith(".keras")]) and len(keras_files) == 1:
+        return open_keras(storage.join(folder, keras_files[0]))
     if not storage.exists(path):
         raise InputError(f"there are no weights at {path}: no such file or folder")
     raise InputError(

@@ -1,6 +1,9 @@
 """Weights by our names, wherever they come from."""
 
+import abc
 import dataclasses
+
+import numpy as np
 
 from trainer.errors import InputError
 from trainer.models.encoder import padded_vocabulary_size
@@ -17,9 +20,47 @@ def rows_of(name):
     return "tokens" if name in TOKEN_ROWS else None
 
 
+class Weights(abc.ABC):
+    """Weights by our names, without padding; nothing is read before it is asked for.
+
+    Attributes:
+        kind: what they are, for people.
+        path: where they are.
+        description: `ModelDescription`.
+        names: our names of the tensors there are.
+        unknown: names elsewhere of tensors that belong to nothing we know.
+    """
+
+    kind: str
+    path: str
+    description: ModelDescription
+    names: tuple
+    unknown: tuple = ()
+
+    @abc.abstractmethod
+    def origin(self, name):
+        """Returns the names elsewhere of one of our tensors, for people."""
+
+    @abc.abstractmethod
+    def shape(self, name):
+        """Returns the shape of one of our tensors."""
+
+    @abc.abstractmethod
+    def read(self, name):
+        """Returns one of our tensors as a NumPy array; it may share memory with a file."""
+
+    def read_padded(self, name):
+        """Returns one of our tensors with the rows of padding, zeros, that models here have."""
+        array = self.read(name)
+        if rows_of(name) != "tokens":
+            return array
+        missing = padded_vocabulary_size(self.description.vocabulary_size) - array.shape[0]
+        return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+
+
 @dataclasses.dataclass(frozen=True)
-class WeightSource:
-    """Weights that were found, by our names; nothing is read before it is asked for.
+class WeightSource(Weights):
+    """Weights in files.
 
     Attributes:
         kind: what they are, for people.
@@ -43,11 +84,11 @@ class WeightSource:
         return tuple(self.entries)
 
     def origin(self, name):
-        """Returns the names elsewhere of one of our tensors, for people."""
+        """See `Weights.origin`."""
         return ", ".join(part.name for part in self.entries[name].parts)
 
     def shape(self, name):
-        """Returns the shape of one of our tensors, without padding."""
+        """See `Weights.shape`."""
         entry = self.entries[name]
         shape = entry.shape(self.tensors.shapes)
         if shape is None:
@@ -57,5 +98,5 @@ class WeightSource:
         return shape
 
     def read(self, name):
-        """Returns one of our tensors as a NumPy array without padding; it may share memory with the file."""
+        """See `Weights.read`."""
         return self.entries[name].read(self.tensors)[: self.shape(name)[0]]

@@ -8,6 +8,7 @@ import re
 
 from trainer.errors import InputError
 from trainer.models.architecture import EncoderConfig
+from trainer.weights.description import differing_fields
 from trainer.weights.entries import TENSORFLOW, NameScheme
 from trainer.weights.hugging_face import ACTIVATIONS, FIELDS, taken
 
@@ -131,3 +132,59 @@ def encoder_config(shapes, config):
     if kind == "nezha":
         fields |= {"positions": "relative", "max_relative_distance": config.get("max_relative_position", 64)}
     return EncoderConfig(**fields)
+
+
+def family(description, names):
+    """Returns the key into `SCHEMES` of the names that can hold a model of ours.
+
+    Args:
+        description: `ModelDescription`.
+        names: our names of its tensors.
+
+    Raises:
+        InputError: if none can.
+    """
+    config = description.encoder
+    if config.norm_placement == "before" or config.gated:
+        raise InputError("TensorFlow 1 checkpoints have no names for models with normalisations before, or gated ones")
+    if any(name.startswith("replaced_token_detection/") for name in names):
+        return "electra"
+    if config.positions == "rotary":
+        return "roformer" if config.normalization == "layer" else "roformer_v2"
+    if config.positions == "relative":
+        return "nezha"
+    return "albert" if config.share_layers else "bert"
+
+
+def json_config(kind, description):
+    """Returns the content of `bert_config.json`, a dict, for a key into `SCHEMES` and a `ModelDescription`."""
+    config = description.encoder
+    content = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items() if theirs != "pad_token_id"}
+    names = {"gelu": "gelu", "gelu_tanh": "gelu_new" if kind != "albert" else "gelu"}
+    content |= {
+        "vocab_size": description.vocabulary_size,
+        "hidden_act": names.get(config.activation, config.activation),
+        "intermediate_size": config.feed_forward_size,
+    }
+    if kind == "nezha":
+        content |= {"use_relative_position": True, "max_relative_position": config.max_relative_distance}
+    if config.token_size != config.hidden_size:
+        content["embedding_size"] = config.token_size
+    return content
+
+
+def check_same(kind, ours, back):
+    """Raises InputError unless the configuration that reading gives back is the model's own in all that computes."""
+    free = {
+        "confine_attention",
+        "rematerialize",
+        "padding_id",
+        "pooler_activation",
+        "prediction_transform",
+        "prediction_bias",
+    }
+    free |= set() if ours.positions == "learned" else {"max_length"}
+    for name, (value, read) in differing_fields(ours, back, free).items():
+        raise InputError(
+            f"a TensorFlow 1 checkpoint of the kind {kind} has no encoder.{name} = {value!r} (it would be read as {read!r})"
+        )

@@ -1,0 +1,243 @@
+"""Changing the vocabulary or the positions of weights before they are loaded or written.
+
+Rows of the word embeddings and of the output bias move together. As in bert4keras, a compound token's row is the mean of
+the rows of its pieces.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from trainer.data.tokenization import Tokenizer
+from trainer.data.vocabulary import SPECIAL_TOKENS, UNKNOWN, make_vocabulary
+from trainer.errors import InputError
+from trainer.weights.source import Weights, rows_of
+
+_EMBEDDINGS = "encoder/embeddings/word_embeddings/embeddings"
+_POSITIONS = "encoder/embeddings/position_embeddings/embeddings"
+
+
+class _Changed(Weights):
+    """Weights some of whose tensors are changed when they are read.
+
+    Args:
+        source: `Weights`.
+        description: the `ModelDescription` after the change.
+    """
+
+    def __init__(self, source, description):
+        self._source, self.description = source, description
+        self.kind, self.path, self.names, self.unknown = source.kind, source.path, source.names, source.unknown
+
+    def origin(self, name):
+        """See `Weights.origin`."""
+        return self._source.origin(name)
+
+    def shape(self, name):
+        """See `Weights.shape`."""
+        return self._source.shape(name)
+
+    def read(self, name):
+        """See `Weights.read`."""
+        return self._source.read(name)
+
+
+class _ChangedTokens(_Changed):
+    """A source with other tokens: each row is a weighted sum of old rows, or new."""
+
+    def __init__(self, source, description, mixtures, seed):
+        super().__init__(source, description)
+        self._mixtures, self._seed = mixtures, seed
+
+    def shape(self, name):
+        shape = self._source.shape(name)
+        return (len(self._mixtures), *shape[1:]) if rows_of(name) == "tokens" else shape
+
+    def read(self, name):
+        array = self._source.read(name)
+        if rows_of(name) != "tokens":
+            return array
+        result = np.zeros((len(self._mixtures), *array.shape[1:]), array.dtype)
+        single = np.array([ids[0] if len(ids) == 1 else -1 for ids, _ in self._mixtures])
+        result[single >= 0] = array[single[single >= 0]]
+        for row, (ids, weights) in enumerate(self._mixtures):
+            if len(ids) > 1:
+                weights = np.full(len(ids), 1 / len(ids)) if weights is None else np.asarray(weights) / np.sum(weights)
+                result[row] = np.tensordot(weights, array[list(ids)].astype(np.float64), 1)
+        new = np.array([not ids for ids, _ in self._mixtures])
+        if name == _EMBEDDINGS and new.any():  # of the spread of the rows that are there, so that nothing stands out
+            rng = np.random.default_rng(self._seed)
+            drawn = rng.standard_normal((new.sum(), *array.shape[1:]))
+            result[new] = array.mean(axis=0) + np.clip(drawn, -2, 2) * array.std(axis=0)
+        return result
+
+
+def _changed(source, pieces, mixtures, seed=0):
+    description = dataclasses.replace(source.description, vocabulary_size=len(mixtures), pieces=pieces)
+    return _ChangedTokens(source, description, mixtures, seed)
+
+
+def keep_tokens(source, ids, compounds=()):
+    """Keeps some tokens and adds compound ones, as bert4keras's `keep_tokens` and `compound_tokens`.
+
+    Args:
+        source: `Weights`.
+        ids: old ids of the tokens to keep, in their new order; the new id is the place.
+        compounds: for each token to append, the old ids whose mean it begins as, or (ids, weights).
+
+    Returns:
+        a source with the changed vocabulary.
+
+    Raises:
+        InputError: if an id is not there or kept twice, or `[PAD]` does not stay at 0.
+    """
+    size = source.description.vocabulary_size
+    mixtures = [((int(number),), None) for number in ids]
+    for compound in compounds:
+        weighted = len(compound) == 2 and not np.isscalar(compound[0])
+        numbers, weights = compound if weighted else (compound, None)
+        mixtures.append((tuple(int(number) for number in numbers), weights))
+    for numbers, _ in mixtures:
+        if bad := [number for number in numbers if not 0 <= number < size]:
+            raise InputError(f"there is no token id {bad[0]}: {source.path} has {size:,} tokens")
+    if len(set(ids)) != len(ids):
+        raise InputError("a token id is kept twice")
+    pieces = source.description.pieces
+    if pieces is not None:
+        if not len(ids) or ids[0] != 0:
+            raise InputError(f"the first token to keep must be {pieces[0]} with id 0: 0 is padding everywhere here")
+        names = ["".join(pieces[n].removeprefix("##") for n in numbers) for numbers, _ in mixtures[len(ids) :]]
+        kept = tuple(pieces[number] for number in ids)
+        if twice := [name for name in names if name in kept] or [name for name in names if names.count(name) > 1]:
+            raise InputError(f"the compound token {twice[0]!r} is in the vocabulary already")
+        pieces = (*kept, *names)
+    return _changed(source, pieces, mixtures)
+
+
+def change_vocabulary(source, pieces, seed=0):
+    """Goes over to another vocabulary.
+
+    A piece that the old vocabulary has keeps its row. Another begins as the mean of the old pieces that its text is split
+    into; where they are unknown (`[UNK]`), and for new special tokens, it begins at random with the spread of the others.
+
+    Args:
+        source: `Weights` with a WordPiece vocabulary.
+        pieces: of the new vocabulary, in the order of their ids.
+        seed: of the random rows.
+
+    Returns:
+        (source, counts): the changed source, and how many pieces were `kept`, `composed` and `new`.
+
+    Raises:
+        InputError: if the source has no vocabulary.
+    """
+    old = source.description.pieces
+    if old is None:
+        raise InputError(f"{source.path} has no WordPiece vocabulary beside it: what its ids mean is not known")
+    ids = {piece: number for number, piece in enumerate(old)}
+    unknown = ids.get(UNKNOWN)
+    tokenizer = Tokenizer(make_vocabulary(old), lower_case=False)
+    others = [piece for piece in pieces if piece not in ids]
+    numbers, lengths = tokenizer.tokenize([_text_of(piece) for piece in others])
+    split = dict(zip(others, np.split(numbers, np.cumsum(lengths)[:-1]) if others else [], strict=True))
+    mixtures, counts = [], {"kept": 0, "composed": 0, "new": 0}
+    for piece in pieces:
+        if piece in ids:
+            mixtures.append(((ids[piece],), None))
+            counts["kept"] += 1
+            continue
+        parts = tuple(int(number) for number in split[piece])
+        usable = parts and unknown not in parts and not _is_special(piece)
+        counts["composed" if usable else "new"] += 1
+        mixtures.append((parts if usable else (), None))
+    return _changed(source, tuple(pieces), mixtures, seed), counts
+
+
+def _is_special(piece):
+    return piece in SPECIAL_TOKENS or (piece.startswith("[") and piece.endswith("]") and len(piece) > 2)
+
+
+def _text_of(piece):
+    return piece.removeprefix("##") if len(piece) > 2 else piece
+
+
+def grow_vocabulary(source, size, seed=0):
+    """Adds tokens at the end; they begin at random with the spread of the others, and are called `[unused_N]`.
+
+    Args:
+        source: `Weights`.
+        size: number of tokens after it.
+        seed: of the random rows.
+
+    Raises:
+        InputError: if there are more tokens already.
+    """
+    old = source.description.vocabulary_size
+    if size < old:
+        raise InputError(f"{source.path} has {old:,} tokens: {size:,} are fewer (keep_tokens takes some away)")
+    pieces = source.description.pieces
+    if pieces is not None:
+        taken, number, added = set(pieces), 0, []
+        while len(added) < size - old:
+            name = f"[unused{number}]"
+            number += 1
+            if name not in taken:
+                added.append(name)
+        pieces = (*pieces, *added)
+    mixtures = [((number,), None) for number in range(old)] + [((), None)] * (size - old)
+    return _changed(source, pieces, mixtures, seed)
+
+
+class _ChangedPositions(_Changed):
+    """A source with more or fewer learned positions."""
+
+    def __init__(self, source, description, method, alpha):
+        super().__init__(source, description)
+        self._method, self._alpha = method, alpha
+
+    def shape(self, name):
+        shape = self._source.shape(name)
+        return (self.description.encoder.max_length, *shape[1:]) if name == _POSITIONS else shape
+
+    def read(self, name):
+        array = self._source.read(name)
+        if name != _POSITIONS:
+            return array
+        length, rows = self.description.encoder.max_length, len(array)
+        places = np.arange(length)
+        if self._method == "repeat" or length <= rows:
+            return array[places % rows]
+        # The hierarchical decomposition, written out: the first rows stay as they are.
+        table = array.astype(np.float64)
+        outer = (table - self._alpha * table[:1]) / (1 - self._alpha)
+        combined = self._alpha * outer[places // rows] + (1 - self._alpha) * outer[places % rows]
+        combined[:rows] = table
+        return combined.astype(array.dtype)
+
+
+def change_positions(source, length, method="hierarchical", alpha=0.4):
+    """Extends or cuts learned positions.
+
+    Args:
+        source: `Weights` of a model with learned positions.
+        length: number of positions after it.
+        method: for those beyond the old ones: `repeat` starts over (as Longformer did), `hierarchical` combines two old
+            ones (Su 2020, kexue.fm/archives/7947), up to the square of their number.
+        alpha: share of the outer position in `hierarchical`.
+
+    Raises:
+        InputError: if the model has no learned positions, or they do not reach.
+    """
+    config = source.description.encoder
+    if config.positions != "learned":
+        raise InputError(
+            f"{source.path} has {config.positions} positions, which need no extension: set encoder.max_length"
+        )
+    if method not in ("repeat", "hierarchical"):
+        raise InputError(f"positions are extended by repeat or hierarchical, not by {method!r}")
+    if method == "hierarchical" and length > config.max_length**2:
+        raise InputError(
+            f"{config.max_length} positions combine to {config.max_length**2:,} at most; {length:,} were asked for"
+        )
+    encoder = dataclasses.replace(config, max_length=length, hierarchical_alpha=None)
+    return _ChangedPositions(source, dataclasses.replace(source.description, encoder=encoder), method, alpha)
