@@ -30,7 +30,19 @@ REQUIREMENTS = [
     "tensorboard",
 ]
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "ruff>=0.12", "tokenizers", "psutil", "optax"],
+    "test": [
+        "pytest>=8",
+        "pytest-timeout",
+        "pytest-xdist",
+        "ruff>=0.12",
+        "tokenizers",
+        "psutil",
+        "optax",
+        "scikit-learn",
+        # What architectures and weights are compared with. A CPU build of torch will do; .ci/run looks for one first.
+        "transformers>=5",
+        "torch>=2.4",
+    ],
     # Peers that tools/benchmark compares with and that can live beside the trainer. Model Garden and bert4keras cannot:
     # they ask for other versions of TensorFlow and Keras; docs/benchmarks.md says how to install them elsewhere.
     "bench": ["keras-hub", "transformers>=5", "torch"],

@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer import storage
 from trainer.data.manifests import load_manifest, verify_data_set
 from trainer.data.records import decode_rows_in_graph, rows_are_intact
-from trainer.data.stored_rows import StoredRows
+from trainer.data.stored_rows import FileRows
 from trainer.errors import InputError
 
 # Up to here every byte is compared before training: a gigabyte takes about a second to read from a local disk.
@@ -59,7 +59,7 @@ class Corpus:
         _check_prepared(corpora, vocabulary_sha256, checksums)
 
 
-class PreparedRows(StoredRows):
+class PreparedRows(FileRows):
     """Rows in the format of `trainer.data.records`.
 
     Args:
@@ -106,11 +106,11 @@ class PreparedRows(StoredRows):
         return super().tensors() | {"salts": tf.constant(self._salts)}
 
     def byte_range(self, tensors, shard, first_row, num_rows):
-        """See `StoredRows.byte_range`: every row has the same stride."""
+        """See `FileRows.byte_range`: every row has the same stride."""
         return first_row * self.row_bytes, num_rows * self.row_bytes
 
     def verify(self, tensors, records, shard, first_row):
-        """See `StoredRows.verify`: `[rows, record_bytes]` uint8 records, each with a hash that also knows its place."""
+        """See `FileRows.verify`: `[rows, record_bytes]` uint8 records, each with a hash that also knows its place."""
         size = self.row_format.record_bytes
         whole = tf.strings.length(records) == size
         records = tf.cond(
@@ -123,7 +123,7 @@ class PreparedRows(StoredRows):
         return records, tf.logical_and(whole, hashes_match)
 
     def record_boundary(self, shard, offset):
-        """See `StoredRows.record_boundary`."""
+        """See `FileRows.record_boundary`."""
         return offset % self.row_bytes == 0
 
     def decode(self, records):
@@ -136,7 +136,7 @@ def stored_rows_of(corpora, split):
     """Returns the rows of a split of all corpora, which must be of one kind.
 
     Args:
-        corpora: `Corpus`es, or `google_bert.GoogleBertCorpus`es; one or more.
+        corpora: `Corpus`es, `google_bert.GoogleBertCorpus`es or `memory_rows.MemoryCorpus`es; one or more.
         split: `train` or `held_out`.
 
     Returns:

@@ -26,7 +26,7 @@ def evaluation_dataset(
     Which rows share a batch thus depends on the number of hosts, but no result does that is summed over the set.
 
     Args:
-        corpora: `Corpus`es or `GoogleBertCorpus`es; their weights play no part.
+        corpora: `Corpus`es, `GoogleBertCorpus`es or `MemoryCorpus`es; their weights play no part.
         split: the split to read.
         global_batch: rows in a step, over all hosts.
         rows_per_element: rows in an element; must divide `global_batch / num_hosts`.
@@ -73,7 +73,7 @@ def evaluation_dataset(
 
 def _weights(columns, value):
     """One weight a row."""
-    return tf.fill(tf.shape(columns["pair_labels"]), value)
+    return tf.fill(tf.shape(columns["token_ids"])[:1], value)
 
 
 def _padding(spec, num_rows):
@@ -82,7 +82,8 @@ def _padding(spec, num_rows):
         name: np.zeros([num_rows, *column.shape[1:]], column.dtype.as_numpy_dtype) for name, column in spec.items()
     }
     padding["document_ids"][:, 0] = 1
-    padding["pair_labels"][:] = -1
+    if "pair_labels" in padding:
+        padding["pair_labels"][:] = -1
     return padding
 
 

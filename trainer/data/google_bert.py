@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from trainer import storage
 from trainer.data.records import masked_crc
-from trainer.data.stored_rows import StoredRows, check_in_graph
+from trainer.data.stored_rows import FileRows, check_in_graph
 from trainer.errors import InputError, StorageFailed
 
 _TOKEN_FEATURES = ("input_ids", "input_mask", "segment_ids")
@@ -120,7 +120,7 @@ class GoogleBertCorpus:
         GoogleBertRows(corpora, "train")
 
 
-class GoogleBertRows(StoredRows):
+class GoogleBertRows(FileRows):
     """Rows in the format of Google BERT's `create_pretraining_data.py`.
 
     Args:
@@ -172,20 +172,20 @@ class GoogleBertRows(StoredRows):
         }
 
     def byte_range(self, tensors, shard, first_row, num_rows):
-        """See `StoredRows.byte_range`."""
+        """See `FileRows.byte_range`."""
         place = tensors["first_offset"][shard] + first_row
         offset = tensors["offsets"][place]
         return offset, tensors["offsets"][place + num_rows] - offset
 
     def verify(self, tensors, records, shard, first_row):
-        """See `StoredRows.verify`: serialized examples, whose checksums TensorFlow has compared when reading."""
+        """See `FileRows.verify`: serialized examples, whose checksums TensorFlow has compared when reading."""
         place = tensors["first_offset"][shard] + first_row + tf.range(tf.size(records, tf.int64) + 1)
         offsets = tf.gather(tensors["offsets"], place)
         expected_bytes = offsets[1:] - offsets[:-1] - _HEADER_BYTES - _FOOTER_BYTES
         return records, tf.equal(tf.cast(tf.strings.length(records), tf.int64), expected_bytes)
 
     def record_boundary(self, shard, offset):
-        """See `StoredRows.record_boundary`."""
+        """See `FileRows.record_boundary`."""
         first = self._first_offset[shard]
         offsets = self._offsets[first : first + self.shard_rows[shard] + 1]
         return bool(offsets[np.searchsorted(offsets, offset)] == offset) if offset <= offsets[-1] else False

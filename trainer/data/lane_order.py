@@ -101,7 +101,7 @@ def plan_lanes(corpora, *, lanes, block_rows="auto", split="train"):
     """Divides lanes among corpora and rows into blocks.
 
     Args:
-        corpora: `Corpus`es or `GoogleBertCorpus`es.
+        corpora: `Corpus`es, `GoogleBertCorpus`es or `MemoryCorpus`es.
         lanes: number of lanes; a multiple of every number of hosts the run will ever have.
         block_rows: rows in a block; `"auto"` takes what the size of the data suggests. Part of the order.
         split: the split to read.
@@ -223,6 +223,11 @@ def _sort_order(keys):
 def seed_key(seed):
     """Returns the 64-bit word that all permutations of a run derive from."""
     return int(_fold(0, int(seed) & _WORD))
+
+
+def fixed_permutation(size):
+    """Returns a permutation of `[size]` numbers, the same in every run: for rows that may stand sorted, by class say."""
+    return _sort_order(_fold(seed_key(0), np.arange(size)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ def training_dataset(
     """Returns the training examples of one host from a step on, without end.
 
     Args:
-        corpora: `Corpus`es or `GoogleBertCorpus`es, or a `LanePlan` made of them.
+        corpora: `Corpus`es, `GoogleBertCorpus`es or `MemoryCorpus`es, or a `LanePlan` made of them.
         seed: integer; decides the order.
         lanes: number of lanes; decides the order. Ignored with a `LanePlan`, as is `block_rows`.
         start_step: the step whose examples come first; reaching it reads nothing of what lies before.
@@ -78,7 +78,8 @@ def training_dataset(
     Returns:
         `tf.data.Dataset` of dicts, n being `rows_per_element`: `token_ids`, `segment_ids`, `document_ids`: int32
         `[n, length]`; `pair_labels`: int32 `[n]`; `example_index`: int32 `[n]`, index of the row in the global batch of
-        its step; for Google BERT's static masks also `masked_positions`, `masked_ids`, `masked_weights`.
+        its step; for Google BERT's static masks also `masked_positions`, `masked_ids`, `masked_weights`. Of a
+        `MemoryCorpus` whatever columns it has.
 
     Raises:
         InputError: if the numbers do not divide, or the data is missing or does not fit together.

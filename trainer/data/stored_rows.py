@@ -1,8 +1,9 @@
 """Stored rows: the shards of one or more corpora, of which any run of rows is read at once, inside the tf.data graph.
 
 Reading is written in TensorFlow operations alone, because a TPU slice runs the input pipeline on other hosts, where no
-Python of ours lives. `StoredRows` is what lanes and evaluation know of a format: where rows lie, how records are
-verified, and how they become tensors. The formats are in `corpora` and `google_bert`.
+Python of ours lives. `StoredRows` is what lanes and evaluation know of rows: where they lie, how a run of them is read,
+and how records become tensors. `FileRows` reads files; their formats are in `corpora` and `google_bert`. Rows that are
+made when a run starts are kept in memory, see `memory_rows`.
 """
 
 import abc
@@ -21,25 +22,22 @@ _FRAME_HEADER_BYTES, _FRAME_FOOTER_BYTES = 12, 4
 
 
 class StoredRows(abc.ABC):
-    """Shards of one or more corpora in one format; a run of rows inside a shard is what is read.
+    """Shards of one or more corpora; a run of rows inside a shard is what is read.
 
     Args:
         labels: one name a corpus, for messages.
         paths: one path a shard; all shards of the first corpus, then all of the second, ...
         shard_corpus: `[shards]` index of the corpus that a shard belongs to.
         shard_rows: `[shards]` number of rows.
-        shard_bytes: `[shards]` size of the file.
-        shard_compressed: `[shards]` whether the file is gzipped: such a shard can only be read whole.
-        row_bytes: bytes that a row takes in an uncompressed file, on average.
+        row_bytes: bytes that a row takes, on average.
     """
 
-    def __init__(self, labels, paths, shard_corpus, shard_rows, shard_bytes, shard_compressed, row_bytes):
+    def __init__(self, labels, paths, shard_corpus, shard_rows, row_bytes):
         self.labels = tuple(labels)
         self.paths = tuple(paths)
         self.shard_corpus = np.asarray(shard_corpus, np.int64)
         self.shard_rows = np.asarray(shard_rows, np.int64)
-        self.shard_bytes = np.asarray(shard_bytes, np.int64)
-        self.shard_compressed = np.asarray(shard_compressed, bool)
+        self.shard_compressed = np.zeros(len(self.paths), bool)  # true for those that can only be read whole
         self.row_bytes = row_bytes
 
     @property
@@ -52,14 +50,49 @@ class StoredRows(abc.ABC):
         return int(self.shard_rows[self.shard_corpus == corpus].sum())
 
     def corpus_is_compressed(self, corpus):
-        """Returns whether a corpus holds gzipped shards."""
+        """Returns whether a corpus holds shards that can only be read whole."""
         return bool(self.shard_compressed[self.shard_corpus == corpus].any())
 
     def tensors(self):
         """Returns the tables that `read` needs: `{name: tensor}`, on the host that builds the pipeline."""
-        return {
+        return {"rows": tf.constant(self.shard_rows)}
+
+    @abc.abstractmethod
+    def read(self, tensors, shard, first_row, num_rows):
+        """Reads a run of rows, in the graph.
+
+        Args:
+            tensors: what `tensors()` returned.
+            shard, first_row, num_rows: scalar int64 tensors; for a compressed shard the run must be the whole shard.
+
+        Returns:
+            `[num_rows, ...]` tensor of records.
+        """
+
+    @abc.abstractmethod
+    def decode(self, records):
+        """Turns any number of records, `[rows, ...]`, into the columns of a batch: `{name: [rows, ...] tensor}`."""
+
+
+class FileRows(StoredRows):
+    """Shards that are TFRecord files of one format.
+
+    Args:
+        labels, paths, shard_corpus, shard_rows: as of `StoredRows`.
+        shard_bytes: `[shards]` size of the file.
+        shard_compressed: `[shards]` whether the file is gzipped: such a shard can only be read whole.
+        row_bytes: bytes that a row takes in an uncompressed file, on average.
+    """
+
+    def __init__(self, labels, paths, shard_corpus, shard_rows, shard_bytes, shard_compressed, row_bytes):
+        super().__init__(labels, paths, shard_corpus, shard_rows, row_bytes)
+        self.shard_bytes = np.asarray(shard_bytes, np.int64)
+        self.shard_compressed = np.asarray(shard_compressed, bool)
+
+    def tensors(self):
+        """See `StoredRows.tensors`."""
+        return super().tensors() | {
             "paths": tf.constant(self.paths, tf.string),
-            "rows": tf.constant(self.shard_rows),
             "bytes": tf.constant(self.shard_bytes),
             "compression": tf.constant(["GZIP" if gzipped else "" for gzipped in self.shard_compressed], tf.string),
         }
@@ -81,20 +114,11 @@ class StoredRows(abc.ABC):
             (records, intact): the records as lanes carry them, a tensor with one entry a row, and `[rows]` booleans.
         """
 
-    @abc.abstractmethod
-    def decode(self, records):
-        """Turns any number of records, `[rows, ...]`, into the columns of a batch: `{name: [rows, ...] tensor}`."""
-
     def read(self, tensors, shard, first_row, num_rows):
-        """Reads and verifies a run of rows, in the graph.
+        """See `StoredRows.read`: verified records.
 
-        Args:
-            tensors: what `tensors()` returned.
-            shard, first_row, num_rows: scalar int64 tensors; for a gzipped shard the run must be the whole shard.
-
-        Returns:
-            `[num_rows, ...]` tensor of records. Where they cannot be had, evaluation raises an error that
-            `explain_read_error` turns into a message that names the shard.
+        Where they cannot be had, evaluation raises an error that `explain_read_error` turns into a message that names
+        the shard.
         """
         path = tensors["paths"][shard]
         compression = tensors["compression"][shard]
@@ -160,7 +184,7 @@ def explain_read_error(error, rows):
 
     Args:
         error: the exception that iterating a dataset, or a step that takes from it, raised.
-        rows: the `StoredRows` that were read (of a `LanePlan`, say), or several: to find the shard that an error of
+        rows: the `FileRows` that were read (of a `LanePlan`, say), or several: to find the shard that an error of
             TensorFlow's own speaks of.
 
     Returns:
@@ -168,7 +192,7 @@ def explain_read_error(error, rows):
     """
     if not isinstance(error, tf.errors.OpError):
         return None
-    rows = (rows,) if isinstance(rows, StoredRows) else tuple(rows)
+    rows = (rows,) if isinstance(rows, FileRows) else tuple(rows)
     message = error.message or ""
     marked = re.search(f"{re.escape(_MESSAGE_START)}(.*?){re.escape(_MESSAGE_END)}", message, re.DOTALL)
     if marked:

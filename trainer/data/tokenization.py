@@ -110,6 +110,8 @@ class Tokenizer:
         longest_word: words of more characters become one unknown token (100 as Hugging Face, 200 as Google).
     """
 
+    separators_in_pairs = 1  # `[SEP]`s between the texts of a pair
+
     def __init__(self, vocabulary, lower_case, longest_word=LONGEST_WORD):
         self.vocabulary = vocabulary
         self.normaliser = Normaliser(lower_case)

@@ -102,6 +102,28 @@ def show_answers(answers, console):
             console.print(label + listed, markup=False)
 
 
+def row_specifications(data):
+    """Returns the input specifications of token ids and segment ids, any number of rows of the training length."""
+    shape = [None, data.sequence_length]
+    return [tf.TensorSpec(shape, tf.int32, name=name) for name in ("token_ids", "segment_ids")]
+
+
+def encode_signature(data, model):
+    """Returns the function of a SavedModel that gives hidden states.
+
+    Args:
+        data: `OpenedData`.
+        model: a model with an `encoder`.
+    """
+
+    @tf.function(input_signature=row_specifications(data))
+    def encode(token_ids, segment_ids):
+        documents = tf.cast(token_ids != 0, tf.int32)
+        return {"hidden": tf.cast(model.encoder(token_ids, segment_ids, documents), tf.float32)}
+
+    return encode.get_concrete_function()
+
+
 def serving_signatures(data, model):
     """Returns the functions of a SavedModel, for any number of rows of the training length.
 
@@ -109,20 +131,13 @@ def serving_signatures(data, model):
         data: `OpenedData`.
         model: `PretrainingModel`.
     """
-    rows = tf.TensorSpec([None, data.sequence_length], tf.int32, name="token_ids")
-    segments = tf.TensorSpec([None, data.sequence_length], tf.int32, name="segment_ids")
     positions = tf.TensorSpec([None, None], tf.int32, name="positions")
 
-    @tf.function(input_signature=[rows, segments])
-    def encode(token_ids, segment_ids):
-        documents = tf.cast(token_ids != 0, tf.int32)
-        return {"hidden": tf.cast(model.encoder(token_ids, segment_ids, documents), tf.float32)}
-
-    @tf.function(input_signature=[rows, segments, positions])
+    @tf.function(input_signature=[*row_specifications(data), positions])
     def fill(token_ids, segment_ids, positions):
         documents = tf.cast(token_ids != 0, tf.int32)
         logits, pair_logits = model(token_ids, segment_ids, documents, positions)
         answer = {"token_logits": logits[:, :, : data.vocabulary_size]}
         return answer if pair_logits is None else answer | {"pair_logits": pair_logits}
 
-    return {"serving_default": fill.get_concrete_function(), "encode": encode.get_concrete_function()}
+    return {"serving_default": fill.get_concrete_function(), "encode": encode_signature(data, model)}

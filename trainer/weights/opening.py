@@ -9,7 +9,7 @@ from trainer.errors import InputError
 from trainer.weights import hugging_face, tensorflow1
 from trainer.weights.description import VOCABULARY_NAME, ModelDescription, looks_lower_cased, read_pieces
 from trainer.weights.keras_files import open_keras
-from trainer.weights.own_checkpoint import open_checkpoint
+from trainer.weights.own_checkpoint import describe_checkpoint, open_checkpoint
 from trainer.weights.source import WeightSource
 from trainer.weights.tensors import CheckpointTensors, SafetensorsFiles, TorchFile
 
@@ -49,6 +49,12 @@ def open_weights(path, config=None):
         f"{path} holds no weights that are known here: neither checkpoints of this trainer, nor {_SAFETENSORS} or {_TORCH} "
         f"with config.json, nor a TensorFlow checkpoint (.index), nor .keras; it holds {', '.join(names[:8]) or 'nothing'}"
     )
+
+
+def read_description(path, config=None):
+    """Returns the `ModelDescription` of weights, reading no more than that takes; arguments and errors as `open_weights`."""
+    path = str(path).rstrip("/")
+    return describe_checkpoint(path) or open_weights(path, config).description
 
 
 def _folder_and_file(path):

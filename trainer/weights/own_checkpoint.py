@@ -27,6 +27,28 @@ def checkpoint_location(path):
     return (inside if storage.exists(inside) else folder), None
 
 
+def _find(path):
+    """Returns the `CheckpointManager`, the step and the `ModelDescription` of a checkpoint; None if there is no such."""
+    folder, step = checkpoint_location(path)
+    manager = CheckpointManager(folder, {}, is_chief=False)
+    steps = manager.steps()
+    if step is None and not steps:
+        return None
+    if step is not None and step not in steps:
+        raise InputError(f"{path} holds no checkpoint of step {step}")
+    places = (folder.rpartition("/")[0] or ".", folder)
+    home = next((place for place in places if storage.exists(storage.join(place, FILE_NAME))), None)
+    if home is None:
+        raise InputError(f"{places[0]} lacks {FILE_NAME}, which says what model its checkpoints are of")
+    return manager, steps[-1] if step is None else step, load_description(home)
+
+
+def describe_checkpoint(path):
+    """Returns the `ModelDescription` of a checkpoint without looking into it; arguments and errors as `open_checkpoint`."""
+    found = _find(path)
+    return None if found is None else found[-1]
+
+
 def open_checkpoint(path):
     """Opens a checkpoint of this trainer.
 
@@ -39,20 +61,12 @@ def open_checkpoint(path):
     Raises:
         InputError: if the step that is asked for is not there, the checkpoint is damaged, or nothing says what it is of.
     """
-    folder, step = checkpoint_location(path)
-    manager = CheckpointManager(folder, {}, is_chief=False)
-    steps = manager.steps()
-    if step is None and not steps:
+    found = _find(path)
+    if found is None:
         return None
-    if step is not None and step not in steps:
-        raise InputError(f"{path} holds no checkpoint of step {step}")
-    step = steps[-1] if step is None else step
+    manager, step, description = found
     if reason := manager.verify(step):
         raise InputError(f"the checkpoint {manager.path(step)} is damaged: {reason}")
-    places = (folder.rpartition("/")[0] or ".", folder)
-    home = next((place for place in places if storage.exists(storage.join(place, FILE_NAME))), None)
-    if home is None:
-        raise InputError(f"{places[0]} lacks {FILE_NAME}, which says what model its checkpoints are of")
     tensors = CheckpointTensors(manager.prefix(step))
     entries = {}
     for full in tensors.shapes:
@@ -60,4 +74,4 @@ def open_checkpoint(path):
             name = full.removesuffix(VALUE_SUFFIX).split("/", 2)[2]
             entries[name] = Entry(name, (Part(full),), rows_of(name))
     kind = f"checkpoint of this trainer, step {step}"
-    return WeightSource(kind, manager.path(step), load_description(home), entries, tensors)
+    return WeightSource(kind, manager.path(step), description, entries, tensors)
