@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainer.data.masking import MaskingConfig, TokenKinds
 from trainer.distribution import divide_batch, mirrored_on_cpu
-from trainer.models.encoder import EncoderConfig
+from trainer.models.architecture import EncoderConfig
 from trainer.optimizers.recipes import adamw
 from trainer.optimizers.schedules import LinearSchedule
 from trainer.tasks.pretraining import Pretraining
@@ -72,7 +72,7 @@ class SmallRun:
 
     def weights(self):
         """Returns `{name: array}` of the first replica's copy."""
-        return {parameter.name: np.array(parameter.variable) for parameter in self.state.parameters}
+        return {parameter.name: np.array(parameter.variable) for parameter in self.state.all_parameters}
 
 
 def strategy_of(replicas):
@@ -94,6 +94,8 @@ def small_run(
     examples=random_examples,
     compile_step=False,
     strategy=None,
+    adversarial=None,
+    frozen=(),
 ):
     """Returns a `SmallRun`; without XLA unless it is asked for, which saves most of a test's time."""
     task = task or small_task()
@@ -101,8 +103,9 @@ def small_run(
         optimizer = adamw(learning_rate=LinearSchedule(peak=1e-3, total_steps=100, warmup_steps=5))
     strategy = strategy or strategy_of(replicas)
     batch = divide_batch(global_batch, replicas, global_batch // replicas // accumulation, 1)
-    state = create_state(strategy, task, optimizer, seed=seed, dtype=dtype)
-    step = TrainStep(strategy, task, optimizer, state, batch, seed=seed, compile_step=compile_step)
+    state = create_state(strategy, task, optimizer, seed=seed, dtype=dtype, frozen=frozen)
+    options = {"seed": seed, "compile_step": compile_step, "adversarial": adversarial}
+    step = TrainStep(strategy, task, optimizer, state, batch, **options)
     rows = batch.rows_per_replica
 
     def elements():

@@ -10,6 +10,7 @@ from trainer.config import load_config
 from trainer.configurables import CONFIGURABLES
 from trainer.errors import InputError, TrainerError
 
+EXPORT_FORMATS = ("saved_model", "hugging_face", "tensorflow1", "keras", "checkpoint")
 MODES = ("train", "evaluate", "predict", "export", "plan", "replay")
 
 
@@ -36,17 +37,45 @@ def _parser():
     )
     parser.add_argument("--run_dir", metavar="DIR", help="where the run lives: configuration, checkpoints, metrics")
     parser.add_argument("--mode", choices=MODES, default="train", help="what to do (default: train)")
-    parser.add_argument(
+    checkpoint = parser.add_mutually_exclusive_group()
+    checkpoint.add_argument(
         "--step",
         type=int,
         metavar="N",
         help="evaluate, predict: the checkpoint of this step instead of the newest; replay: the step to run again",
     )
-    parser.add_argument("--input", metavar="FILE", help="predict: a file with a text a line")
-    parser.add_argument("--output", metavar="PATH", help="predict: JSON lines with the answers; export: the folder")
-    parser.add_argument("--top_k", type=int, default=5, metavar="K", help="predict: answers for each mask (default: 5)")
+    checkpoint.add_argument(
+        "--best",
+        action="store_true",
+        help="evaluate, predict, export: the best checkpoint by run.best_metric instead of the newest",
+    )
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        help="predict: a file with a text a line, or of the kind that a classifier was trained on (.tsv, .csv, .jsonl)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="predict: the answers as JSON lines, or as a table (.tsv) where the task has one; export: the folder",
+    )
+    parser.add_argument(
+        "--top_k",
+        type=int,
+        default=5,
+        metavar="K",
+        help="predict: answers for each mask, or likeliest classes (default: 5)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=EXPORT_FORMATS,
+        default="saved_model",
+        help="export: a SavedModel to serve, or weights for other programs (default: saved_model)",
+    )
     parser.add_argument("--measure", action="store_true", help="plan: run a few steps to estimate the time")
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="predict: texts with [MASK] in them")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="predict: texts; with [MASK] in them for a pretrained model"
+    )
     return parser
 
 
@@ -77,6 +106,8 @@ def run_program(arguments):
         raise InputError("--run_dir is missing: give the folder in which the run lives or shall live")
     if arguments.texts and arguments.mode != "predict":
         raise InputError(f"{arguments.texts[0]!r} is not understood: only --mode predict takes texts")
+    if arguments.best and arguments.mode not in ("evaluate", "predict", "export"):
+        raise InputError(f"--best is for --mode evaluate, predict and export, not {arguments.mode}")
     config = _configuration(arguments)
     # Keras is imported here, after everything that can be said without it.
     from trainer import modes

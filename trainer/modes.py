@@ -13,12 +13,15 @@ from trainer.export import export_model
 from trainer.plan import make_plan, show_plan
 from trainer.replay import replay_step, show_replay
 from trainer.run import assemble
+from trainer.training.best_checkpoint import best_step
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import use_evaluation_weights
 from trainer.training.initial_weights import check_vocabulary
 from trainer.training.loop import evaluate, train
 from trainer.training.run_directory import RunDirectory
 from trainer.training.run_lock import RunLock
+from trainer.weights.model_weights import ModelWeights
+from trainer.weights.writing import write_weights
 
 
 def run_mode(arguments, config):
@@ -53,10 +56,11 @@ def _start(arguments, run, report):
     return cluster, RunDirectory(arguments.run_dir, is_chief=cluster.is_chief, report=report), report
 
 
-def _assemble(run, config, cluster, directory, report):
-    """Opens the data and prints the batch arithmetic."""
-    assembly = assemble(run, config, cluster, directory, report)
-    report(str(assembly.batch))
+def _assemble(run, config, cluster, directory, report, examples=True):
+    """Opens the data and, where examples will be read, prints the batch arithmetic."""
+    assembly = assemble(run, config, cluster, directory, report, examples=examples)
+    if examples:
+        report(str(assembly.batch))
     return assembly
 
 
@@ -82,15 +86,17 @@ def _train(arguments, config, run):
         train(assembly, console, lock)
 
 
-def _restored(arguments, config, run, console):
+def _restored(arguments, config, run, console, examples=False):
     """Returns the assembly and the state at the checkpoint that was asked for, and its step."""
     report = _reporter(console)
-    assembly = _assemble(run, config, *_start(arguments, run, report))
+    assembly = _assemble(run, config, *_start(arguments, run, report), examples)
     state, manager = _fresh(assembly, report)
     steps = manager.steps()
     if not steps:
         raise InputError(f"{arguments.run_dir} holds no checkpoint: train first")
     step = steps[-1] if arguments.step is None else arguments.step
+    if arguments.best:
+        step = best_step(assembly.directory.best_path, arguments.run_dir)
     manager.restore(step)
     check_vocabulary(manager, step, assembly.task.vocabulary_sha256)
     use_evaluation_weights(run.optimizer, state)
@@ -108,7 +114,7 @@ def _fresh(assembly, report):
 
 def _evaluate(arguments, config, run):
     console = _console()
-    assembly, state, step = _restored(arguments, config, run, console)
+    assembly, state, step = _restored(arguments, config, run, console, examples=True)
     if not assembly.task.has_evaluation:
         raise InputError("the data has no held-out examples to evaluate on")
     metrics = evaluate(assembly, assembly.evaluation_step(state))
@@ -119,18 +125,21 @@ def _evaluate(arguments, config, run):
 
 
 def _texts(arguments):
-    """Returns the texts to predict for: of the command line, a file, or standard input."""
+    """Returns the texts to predict for, of the command line or standard input; None where --input names their file."""
     if arguments.input:
         if not storage.exists(arguments.input):
             raise InputError(f"--input {arguments.input}: there is no such file")
-        lines = storage.read_text(arguments.input).splitlines()
-    elif arguments.texts:
+        return None
+    if arguments.texts:
         lines = arguments.texts
     elif not sys.stdin.isatty():
         lines = sys.stdin.read().splitlines()
     else:
         lines = []
-    texts = [line for line in lines if line.strip()]
+    return _at_least_one([line for line in lines if line.strip()])
+
+
+def _at_least_one(texts):
     if not texts:
         raise InputError("nothing to predict: give texts, --input FILE, or lines on standard input")
     return texts
@@ -142,13 +151,22 @@ def _predict(arguments, config, run):
     texts = _texts(arguments)
     console = _console(sys.stderr)  # standard output holds the answers alone
     assembly, state, _ = _restored(arguments, config, run, console)
-    answers = assembly.task.predict(state.model, texts, arguments.top_k)
-    if arguments.output:
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        storage.write_text(arguments.output, lines)
-        console.print(f"{len(answers)} answers in {arguments.output}", markup=False)
+    task = assembly.task
+    in_table = bool(arguments.output) and arguments.output.endswith(".tsv")
+    if in_table:
+        task.prediction_table([])  # refuses before the work is done
+    if texts is None:
+        texts = _at_least_one(task.texts_in_file(arguments.input))
+    answers = task.predict(state.model, texts, arguments.top_k)
+    if not arguments.output:
+        task.show_predictions(answers, _console())
         return
-    assembly.task.show_predictions(answers, _console())
+    if in_table:
+        lines = ["\t".join(cells) for cells in task.prediction_table(answers)]
+    else:
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+    storage.write_text(arguments.output, "".join(line + "\n" for line in lines))
+    console.print(f"{len(answers)} answers in {arguments.output}", markup=False)
 
 
 def _replay(arguments, config, run):
@@ -169,6 +187,13 @@ def _plan(arguments, config, run):
 def _export(arguments, config, run):
     console = _console()
     assembly, state, step = _restored(arguments, config, run, console)
-    folder = arguments.output or storage.join(arguments.run_dir, "export", f"step_{step:08d}")
-    export_model(assembly.task, state.model, folder)
+    folder = arguments.output or storage.join(arguments.run_dir, "export", arguments.format, f"step_{step:08d}")
+    task, model = assembly.task, state.model
+    if arguments.format == "saved_model":
+        export_model(task, model, folder)
+        left_out = ()
+    else:
+        left_out = write_weights(ModelWeights(model, task.description()), folder, arguments.format)
     console.print(f"exported to {folder}", markup=False)
+    if left_out:
+        console.print(f"left out, the format has no place for them: {', '.join(left_out)}", markup=False)

@@ -11,6 +11,7 @@ device and backend.
 """
 
 import dataclasses
+import math
 import zlib
 
 import numpy as np
@@ -146,11 +147,11 @@ def keep_mask(keys, shape, drop_rate):
 
     Args:
         keys: `Keys` of `[batch]` examples.
-        shape: the shape of one example, a tuple of integers.
+        shape: the shape of one example, a tuple of integers, or scalar tensors where they are not known.
         drop_rate: probability of dropping, in [0, 1).
 
     Returns:
         `[batch, *shape]` boolean tensor, true where the element is kept.
     """
-    bits = random_bits(keys, int(np.prod(shape)))
+    bits = random_bits(keys, math.prod(shape))
     return ops.reshape(bits >= _word(int(drop_rate * 2**32)), (-1, *shape))

@@ -7,7 +7,7 @@ import tensorflow as tf
 from rich.table import Table
 
 from trainer.errors import InputError
-from trainer.training.initial_weights import check_vocabulary, load_initial_weights
+from trainer.training.initial_weights import check_vocabulary
 from trainer.training.run_directory import read_metrics
 from trainer.training.step import of_the_whole
 
@@ -63,7 +63,7 @@ def replay_step(assembly, state, manager, step, report=print):
         manager.restore(start)
         check_vocabulary(manager, start, assembly.task.vocabulary_sha256)
     elif run.initial_weights:
-        load_initial_weights(run.initial_weights, state, assembly.task.vocabulary_sha256)
+        assembly.load_initial_weights(state)
     report(
         f"replaying step {step} from step {start}" + (f": {step - 1 - start} steps lie between" * (step - 1 > start))
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import subprocess
 
 import tensorflow as tf
@@ -10,7 +11,10 @@ import tensorflow as tf
 from trainer.distribution import BatchArithmetic, Cluster, divide_batch
 from trainer.errors import InputError
 from trainer.tasks.task import Task
+from trainer.training.adversarial import FastGradient, GradientPenalty
+from trainer.training.best_checkpoint import GOALS
 from trainer.training.evaluation import EvaluationStep
+from trainer.training.initial_weights import load_initial_weights
 from trainer.training.run_directory import RunDirectory
 from trainer.training.state import create_state
 from trainer.training.step import TrainStep
@@ -37,6 +41,10 @@ FREE_PARAMETERS = (
     "pretraining_data.source",  # a data set may move; its fingerprint may not change, see `TrainingRun`
     "pretraining_data.num_parallel_reads",
     "pretraining_data.check",
+    "classification.samples",
+    "classification_data.train",  # files may move, too
+    "classification_data.held_out",
+    "classification_data.vocabulary",
 )
 
 
@@ -51,14 +59,26 @@ class Run:
         global_batch: examples in an optimizer step, over all replicas and microbatches.
         microbatch: examples that go through the model at once on a replica; `auto` takes what memory allows.
         seed: decides initial weights, data order, masks and dropout.
-        initial_weights: a run directory or a checkpoint of this trainer whose weights the run starts from; None starts
-            from random ones.
+        initial_weights: what the run starts from: a run directory or checkpoint of this trainer, or weights of another
+            library, see `trainer.weights.opening.open_weights`; None for random weights.
+        allow_missing_weights: regular expressions, looked for in our names of tensors: those may be missing in
+            `initial_weights` besides whole heads, which start at random.
+        allow_unused_weights: regular expressions, looked for in names of tensors there: those may be of no use.
+        reinitialize: regular expressions, looked for in the names of parameters: those keep their random initial values
+            where `initial_weights` are read.
+        frozen: regular expressions, looked for in the names of parameters: those are not trained.
+        adversarial: `FastGradient` or `GradientPenalty`; None for neither.
         strategy: `auto`, `cpu`, `one_device`, `mirrored`, `multi_worker` or `tpu`.
         devices: number of devices, or `all`; for `cpu` the number of logical devices.
         precision: `float32`, `mixed_bfloat16` or `mixed_float16` (with dynamic loss scaling).
         steps_per_loop: steps in one call from the host; `auto` takes 1 on CPU, 10 on GPU, 50 on TPU.
         compile_step: whether XLA compiles the step.
         eval_every: steps between evaluations on held-out examples, one at the end included; None for none.
+        best_metric: metric of evaluation, such as `accuracy` or `loss`, whose best checkpoint is kept besides the newest
+            ones; None for no such.
+        best_metric_goal: `max`, `min`, or `auto` for `min` where the name has loss, perplexity, mse or error in it.
+        early_stopping_patience: after so many evaluations in which `best_metric` was not better than before, the run is
+            finished; None to do all steps.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.
         keep_checkpoints: how many of the newest checkpoints stay.
@@ -76,12 +96,20 @@ class Run:
     microbatch: object = "auto"
     seed: int = 0
     initial_weights: str | None = None
+    allow_missing_weights: tuple = ()
+    allow_unused_weights: tuple = ()
+    reinitialize: tuple = ()
+    frozen: tuple = ()
+    adversarial: FastGradient | GradientPenalty | None = None
     strategy: str = "auto"
     devices: object = "all"
     precision: str = "float32"
     steps_per_loop: object = "auto"
     compile_step: bool = True
     eval_every: int | None = None
+    best_metric: str | None = None
+    best_metric_goal: str = "auto"
+    early_stopping_patience: int | None = None
     checkpoint_every: int = 1000
     log_every: int = 10
     keep_checkpoints: int = 3
@@ -94,7 +122,7 @@ class Run:
         for name in ("steps", "global_batch", "checkpoint_every", "log_every", "keep_checkpoints"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        for name in ("eval_every", "keep_checkpoint_every"):
+        for name in ("eval_every", "keep_checkpoint_every", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"run.{name} must be None or a whole number of at least 1, got {value!r}")
@@ -102,6 +130,21 @@ class Run:
             raise ValueError(f"run.steps_per_loop must be 'auto' or at least 1, got {self.steps_per_loop!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"run.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name in ("reinitialize", "frozen", "allow_missing_weights", "allow_unused_weights"):
+            patterns = getattr(self, name)
+            patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+            object.__setattr__(self, name, patterns)
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, TypeError) as error:
+                    raise ValueError(f"run.{name}: {pattern!r} is no regular expression: {error}") from None
+        if self.best_metric_goal not in GOALS:
+            raise ValueError(f"run.best_metric_goal must be one of {', '.join(GOALS)}, got {self.best_metric_goal!r}")
+        if self.best_metric is None and self.early_stopping_patience is not None:
+            raise ValueError("run.early_stopping_patience needs run.best_metric, such as 'accuracy' or 'loss'")
+        if self.best_metric is not None and self.eval_every is None:
+            raise ValueError("run.best_metric needs evaluations: set run.eval_every")
 
     def loop_steps(self, cluster):
         """Returns how many steps the device does in one call."""
@@ -146,13 +189,34 @@ class Assembly:
     def new_state(self):
         """Builds the model and the optimizer's slots; returns the `TrainState` at step 0."""
         run = self.run
-        return create_state(self.cluster.strategy, self.task, run.optimizer, seed=run.seed, dtype=run.precision)
+        return create_state(
+            self.cluster.strategy, self.task, run.optimizer, seed=run.seed, dtype=run.precision, frozen=run.frozen
+        )
+
+    def load_initial_weights(self, state):
+        """Reads the run's initial weights into a new state; returns the `Report`."""
+        run = self.run
+        return load_initial_weights(
+            run.initial_weights,
+            state,
+            self.task.description(),
+            run.reinitialize,
+            run.allow_missing_weights,
+            run.allow_unused_weights,
+        )
 
     def train_step(self, state):
         """Returns the `TrainStep` that trains a state."""
         run, strategy = self.run, self.cluster.strategy
         return TrainStep(
-            strategy, self.task, run.optimizer, state, self.batch, seed=run.seed, compile_step=run.compile_step
+            strategy,
+            self.task,
+            run.optimizer,
+            state,
+            self.batch,
+            seed=run.seed,
+            compile_step=run.compile_step,
+            adversarial=run.adversarial,
         )
 
     def evaluation_step(self, state):
@@ -236,7 +300,7 @@ def _gpu_memory_bytes():
         return 16 << 30
 
 
-def assemble(run, config, cluster, directory, report=print):
+def assemble(run, config, cluster, directory, report=print, *, examples=True):
     """Opens the data and does the arithmetic of the batch.
 
     Args:
@@ -245,6 +309,7 @@ def assemble(run, config, cluster, directory, report=print):
         cluster: `Cluster`.
         directory: `RunDirectory`.
         report: callable that shows one line to a person.
+        examples: whether examples will be read; a trained model may answer without.
 
     Returns:
         `Assembly`.
@@ -255,7 +320,7 @@ def assemble(run, config, cluster, directory, report=print):
     batch = None
     if run.microbatch != "auto":  # what can be refused before data is prepared, is
         batch = divide_batch(run.global_batch, cluster.replicas, run.microbatch, 1)
-    task = run.task.open(directory, is_chief=cluster.is_chief, report=report)
+    task = run.task.open(directory, is_chief=cluster.is_chief, report=report, examples=examples)
     if batch is None:
         batch = divide_batch(run.global_batch, cluster.replicas, "auto", _largest_microbatch(run, cluster, task))
     if run.global_batch % cluster.num_hosts:

@@ -19,7 +19,7 @@ import sys
 
 from rich.console import Console
 
-from tools.benchmark import accumulation, checkpoint, optimizers, reader, startup, step
+from tools.benchmark import accumulation, checkpoint, fine_tuning, optimizers, reader, startup, step
 from tools.benchmark.settings import Settings
 from tools.benchmark.tables import show
 from trainer.errors import InputError, TrainerError
@@ -28,12 +28,13 @@ SUBJECTS = {
     "step": step,
     "accumulation": accumulation,
     "optimizers": optimizers,
+    "fine_tuning": fine_tuning,
     "reader": reader,
     "checkpoint": checkpoint,
     "startup": startup,
 }
 
-PEERS = step.PEERS | optimizers.PEERS
+PEERS = step.PEERS | optimizers.PEERS | fine_tuning.PEERS
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -226,7 +226,7 @@ class SelfAttention(keras.layers.Layer):
             logits = logits + ops.einsum(of_rows, query, relative)
         logits = ops.cast(logits, "float32")
         if attention_bias is not None:
-            logits = logits + attention_bias
+            logits = ops.maximum(logits + attention_bias, _MASKED)  # a bias may be minus infinity
         logits = ops.where(visible, logits, _MASKED)
         probabilities = ops.cast(ops.softmax(logits, axis=-1), x.dtype)
         probabilities = self.dropout(probabilities, keys=keys)

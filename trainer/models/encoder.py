@@ -1,7 +1,6 @@
 """The encoder: token ids in, hidden states out."""
 
 import dataclasses
-import functools
 
 import keras
 from keras import ops
@@ -32,6 +31,7 @@ class Embeddings(keras.layers.Layer):
         super().__init__(name=name, **kwargs)
         self.config = config = EncoderConfig.of(config)
         self.vocabulary_size, self.seed = vocabulary_size, seed
+        self.is_shared = False  # set by heads and other encoders that use the table, too
         policy = self.dtype_policy
 
         def table(rows, name):
@@ -43,7 +43,7 @@ class Embeddings(keras.layers.Layer):
         self.position_embeddings = table(config.max_length, "position_embeddings") if learned else None
         types = config.type_vocabulary_size
         self.type_embeddings = table(types, "type_embeddings") if types else None
-        self.norm = layers.normalization(config, "norm", policy)
+        self.norm = layers.normalization(config, seed, "embeddings", "norm", policy)
         self.dropout = layers.Dropout(config.dropout, "embeddings", dtype=policy, name="dropout")
 
     def build(self, input_shape=None):
@@ -60,13 +60,13 @@ class Embeddings(keras.layers.Layer):
         alpha = config.hierarchical_alpha
         if alpha is None:
             return self.position_embeddings(places)
-        table = ops.convert_to_tensor(self.position_embeddings.embeddings)
+        table, rows = ops.convert_to_tensor(self.position_embeddings.embeddings), config.max_length
         outer = (table - alpha * table[:1]) / (1 - alpha)
-        rows, size = config.max_length, config.token_size
-        combined = alpha * outer[:, None, :] + (1 - alpha) * outer[None, :, :]
-        combined = ops.concatenate([table, ops.reshape(combined[1:], ((rows - 1) * rows, size))], axis=0)
-        if isinstance(length, int):
-            combined = combined[:length]
+        wanted = ops.arange(length)
+        coarse, fine = ops.take(outer, wanted // rows, axis=0), ops.take(outer, wanted % rows, axis=0)
+        # At the first places this is the learned vector, but for rounding.
+        learned = ops.take(table, wanted % rows, axis=0)
+        combined = ops.where((wanted < rows)[:, None], learned, alpha * coarse + (1 - alpha) * fine)
         return ops.cast(ops.take(combined, places, axis=0), self.compute_dtype)
 
     def call(self, token_ids, segment_ids, document_ids, condition=None, embedding_offset=None, keys=None):
@@ -77,12 +77,17 @@ class Embeddings(keras.layers.Layer):
         if self.position_embeddings is not None:
             x = x + self._position_vectors(document_ids)
         if self.type_embeddings is not None:
-            x = x + self.type_embeddings(segment_ids)
+            one = self.config.type_vocabulary_size == 1  # RoBERTa: all tokens are of it, whatever rows say
+            x = x + self.type_embeddings(ops.zeros_like(segment_ids) if one else segment_ids)
         return self.dropout(layers.normalize(self.norm, x, condition), keys=keys)
 
     def get_config(self):
         fields = {"config": dataclasses.asdict(self.config), "seed": self.seed}
         return super().get_config() | fields | {"vocabulary_size": self.vocabulary_size}
+
+    def config_when_shared(self):
+        """Returns what others say of this layer in a saved model; Keras then makes one object of all who say the same."""
+        return keras.saving.serialize_keras_object(self) | {"shared_object_id": id(self)}
 
 
 @keras.saving.register_keras_serializable("bert_trainer")
@@ -105,7 +110,8 @@ class Encoder(keras.layers.Layer):
         self.config = config = EncoderConfig.of(config)
         self.vocabulary_size, self.seed = vocabulary_size, seed
         policy = self.dtype_policy
-        self._shares_embeddings = embeddings is not None
+        if embeddings is not None:
+            embeddings.is_shared = True
         self.embeddings = embeddings or Embeddings(config, vocabulary_size, seed, dtype=policy)
         token_size = self.embeddings.config.token_size
         self.embedding_projection = None
@@ -118,7 +124,7 @@ class Encoder(keras.layers.Layer):
             TransformerLayer(config, i, seed, dtype=policy, name=f"layer_{i}") for i in range(count)
         ]
         before = config.norm_placement == "before"
-        self.final_norm = layers.normalization(config, "final_norm", policy) if before else None
+        self.final_norm = layers.normalization(config, seed, "encoder", "final_norm", policy) if before else None
         # Only `fit` of Keras uses it: the trainer gives keys, which are functions of the step.
         self.dropout_seed = keras.random.SeedGenerator(seed)
         # For learning rates that depend on it, see `trainer.optimizers.parameters`.
@@ -216,16 +222,15 @@ class Encoder(keras.layers.Layer):
         if self.config.share_layers and keys is not None and number:
             keys = randomness.fold_in(keys, number)  # one layer, but other masks at every depth
         visible, places, bias = attention.of_layer(number, positions)
-        call = functools.partial(
-            layer,
-            visible=visible,
-            places=places,
-            positions=positions,
-            attention_bias=bias,
-            condition=condition,
-            keys=keys,
-        )
-        return keras.remat(call)(x) if self.config.rematerialize else call(x)
+        # Gradients of a recomputed function reach its arguments alone, not what it finds around it.
+        learned = {"attention_bias": bias, "condition": condition}
+        learned = {name: value for name, value in learned.items() if value is not None}
+
+        def call(x, *values):
+            given = dict(zip(learned, values, strict=True))
+            return layer(x, visible=visible, places=places, positions=positions, keys=keys, **given)
+
+        return (keras.remat(call) if self.config.rematerialize else call)(x, *learned.values())
 
     def _drawn_keys(self, token_ids):
         """Returns `Keys` from the generator, other ones in every call."""
@@ -240,10 +245,17 @@ class Encoder(keras.layers.Layer):
         return spec if positions is None else _all_tokens(spec, positions)
 
     def get_config(self):
-        if self._shares_embeddings:
-            raise ValueError("an encoder that shares another's embeddings cannot be saved alone: save the whole model")
         fields = {"config": dataclasses.asdict(self.config), "seed": self.seed}
+        if self.embeddings.is_shared:
+            fields["embeddings"] = self.embeddings.config_when_shared()
         return super().get_config() | fields | {"vocabulary_size": self.vocabulary_size}
+
+    @classmethod
+    def from_config(cls, config):
+        """Returns the encoder that `get_config` described."""
+        if config.get("embeddings") is not None:
+            config = config | {"embeddings": keras.saving.deserialize_keras_object(config["embeddings"])}
+        return cls(**config)
 
 
 def _all_tokens(x, positions):

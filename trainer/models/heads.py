@@ -26,8 +26,9 @@ class MaskedLanguageModelHead(keras.layers.Layer):
     def __init__(self, embeddings, hidden_size, seed=0, name="masked_language_model", **kwargs):
         super().__init__(dtype=embeddings.dtype_policy, name=name, **kwargs)
         config = self.config = embeddings.config
+        self.seed, embeddings.is_shared = seed, True
         # The table is the encoder's; keeping it in a tuple stops Keras from tracking it a second time here.
-        self._shared = (embeddings.word_embeddings,)
+        self._shared = (embeddings.word_embeddings, embeddings)
         self.vocabulary_size, self.hidden_size = embeddings.vocabulary_size, hidden_size
         self.supports_masking = True
         policy = self.dtype_policy
@@ -35,7 +36,8 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         if config.prediction_transform:
             self.transform = dense(config, config.token_size, seed, "masked_language_model", "transform", policy)
             self.activation = activation(config.activation)
-            self.norm = normalization(dataclasses.replace(config, **_UNCONDITIONAL), "norm", policy)
+            plain = dataclasses.replace(config, **_UNCONDITIONAL)
+            self.norm = normalization(plain, seed, "masked_language_model", "norm", policy)
 
     def build(self, input_shape=None):
         table = self._shared[0]
@@ -62,12 +64,27 @@ class MaskedLanguageModelHead(keras.layers.Layer):
             `[batch, positions, padded_vocabulary]`.
         """
         table = self._shared[0]
+        if not table.built:
+            raise ValueError(
+                "the embeddings of this head are those of no encoder: load or copy it together with its encoder"
+            )
         if self.transform is not None:
             hidden = self.norm(self.activation(self.transform(hidden)))
         bias = np.where(np.arange(table.input_dim) < self.vocabulary_size, 0, -1e9).astype("float32")
         if self.output_bias is not None:
             bias = ops.cast(ops.convert_to_tensor(self.output_bias), "float32") + bias
         return ops.cast(table.logits(hidden), "float32") + bias
+
+    def get_config(self):
+        fields = {"hidden_size": self.hidden_size, "seed": self.seed}
+        fields["embeddings"] = self._shared[1].config_when_shared()
+        # Of the embeddings, whose dtype is this layer's.
+        return {name: value for name, value in super().get_config().items() if name != "dtype"} | fields
+
+    @classmethod
+    def from_config(cls, config):
+        """Returns the head that `get_config` described."""
+        return cls(**config | {"embeddings": keras.saving.deserialize_keras_object(config["embeddings"])})
 
 
 _UNCONDITIONAL = {"condition_size": None, "condition_hidden_size": None}

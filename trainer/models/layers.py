@@ -17,8 +17,12 @@ def truncated_normal(stddev, seed, name):
         seed: integer.
         name: path of the variable, so that two of the same shape differ.
     """
-    mixed = (seed * 0x9E3779B1 + randomness.number_of(name)) & 0x7FFFFFFF
-    return keras.initializers.TruncatedNormal(stddev=stddev, seed=mixed)
+    return keras.initializers.TruncatedNormal(stddev=stddev, seed=_seed_of(seed, name))
+
+
+def _seed_of(seed, name):
+    """Mixes the run's seed with a variable's path."""
+    return (seed * 0x9E3779B1 + randomness.number_of(name)) & 0x7FFFFFFF
 
 
 def dense(config, units, seed, purpose, name, policy, **options):
@@ -72,7 +76,7 @@ class Dropout(keras.layers.Layer):
         if keys is None or self.rate == 0:
             return x
         keys = randomness.fold_in(keys, self.purpose)
-        keep = randomness.keep_mask(keys, tuple(x.shape[1:]), self.rate)
+        keep = randomness.keep_mask(keys, tuple(ops.shape(x)[1:]), self.rate)
         return ops.where(keep, x * (1 / (1 - self.rate)), ops.zeros_like(x))
 
     def get_config(self):
@@ -130,6 +134,7 @@ class Normalization(keras.layers.Layer):
         bias: whether there is a bias; never with `rms`.
         condition_size: size of the condition; None for none.
         condition_hidden_size: units of a layer without bias between the condition and the projections; None for none.
+        condition_initializer: of that layer's kernel.
     """
 
     is_normalization = True  # for the roles of parameters, see `trainer.optimizers.parameters`
@@ -142,6 +147,7 @@ class Normalization(keras.layers.Layer):
         bias=True,
         condition_size=None,
         condition_hidden_size=None,
+        condition_initializer="glorot_uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -149,6 +155,7 @@ class Normalization(keras.layers.Layer):
             raise ValueError(f"the kind of a normalisation is 'layer' or 'rms', not {kind!r}")
         self.kind, self.epsilon, self.scale, self.bias = kind, epsilon, scale, bias and kind == "layer"
         self.condition_size, self.condition_hidden_size = condition_size, condition_hidden_size
+        self.condition_initializer = keras.initializers.get(condition_initializer)
 
     def build(self, input_shape):
         size = input_shape[-1]
@@ -169,7 +176,9 @@ class Normalization(keras.layers.Layer):
 
         inputs = self.condition_size
         if self.condition_hidden_size is not None:
-            self.condition_layer = projection(self.condition_hidden_size, inputs, "condition", "glorot_uniform")
+            self.condition_layer = projection(
+                self.condition_hidden_size, inputs, "condition", self.condition_initializer
+            )
             inputs = self.condition_hidden_size
         if self.scale:
             self.gamma_projection = projection(size, inputs, "gamma_projection")
@@ -204,15 +213,19 @@ class Normalization(keras.layers.Layer):
 
     def get_config(self):
         names = ("kind", "epsilon", "scale", "bias", "condition_size", "condition_hidden_size")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        fields = {name: getattr(self, name) for name in names}
+        fields["condition_initializer"] = keras.initializers.serialize(self.condition_initializer)
+        return super().get_config() | fields
 
 
-def normalization(config, name, policy):
+def normalization(config, seed, purpose, name, policy):
     """Returns the normalisation that an architecture has; Keras's own where that will do.
 
     Args:
         config: `EncoderConfig`.
-        name: of the layer.
+        seed: integer for the initializer of what lies between condition and scales.
+        purpose: path of the layer that holds it.
+        name: its name there.
         policy: Keras dtype policy.
     """
     if config.normalization == "layer" and config.condition_size is None:
@@ -226,6 +239,7 @@ def normalization(config, name, policy):
         config.norm_bias,
         config.condition_size,
         config.condition_hidden_size,
+        keras.initializers.GlorotUniform(seed=_seed_of(seed, f"{purpose}/{name}/condition")),
         dtype=policy,
         name=name,
     )
@@ -246,6 +260,6 @@ def gather_positions(hidden, positions):
     Returns:
         `[batch, positions, width]`.
     """
-    length, width = hidden.shape[1:]
+    length, width = ops.shape(hidden)[1:]
     first = ops.cast(ops.arange(ops.shape(hidden)[0]) * length, positions.dtype)
     return ops.take(ops.reshape(hidden, (-1, width)), first[:, None] + positions, axis=0)

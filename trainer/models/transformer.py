@@ -34,13 +34,13 @@ class TransformerLayer(keras.layers.Layer):
             config.dropout, f"{purpose}/attention_output", dtype=policy, name="attention_dropout"
         )
         skips = self.norms_before and layer == 0
-        self.attention_norm = None if skips else normalization(config, "attention_norm", policy)
+        self.attention_norm = None if skips else normalization(config, seed, purpose, "attention_norm", policy)
         units = config.feed_forward_size * (2 if config.gated else 1)
         self.intermediate = dense(config, units, seed, purpose, "intermediate", policy)
         self.activation = activation(config.activation)
         self.output_projection = dense(config, config.hidden_size, seed, purpose, "output", policy)
         self.output_dropout = Dropout(config.dropout, f"{purpose}/output", dtype=policy, name="output_dropout")
-        self.output_norm = normalization(config, "output_norm", policy)
+        self.output_norm = normalization(config, seed, purpose, "output_norm", policy)
 
     def build(self, input_shape):
         self.attention.build(input_shape)

@@ -53,8 +53,9 @@ def parameters_of(model):
 
     Returns:
         list of `Parameter`. A matrix of a layer that has an `embeddings` attribute is an embedding; whatever a
-        normalisation owns (one of Keras's, or a layer with a true `is_normalization`) is normalization; a vector elsewhere, or what is called bias, is a bias. Layers with an integer
-        attribute `depth` (embeddings 0, the first layer above them 1, ...) give it to the layers inside them.
+        normalisation owns (one of Keras's, or a layer with a true `is_normalization`) is normalization; a vector
+        elsewhere, or what is called bias, is a bias. Layers with an integer attribute `depth` (embeddings 0, the first
+        layer above them 1, ...) give it to the layers inside them.
     """
     roles, depths = {}, {}
     for layer in model._flatten_layers(include_self=True, recursive=True):

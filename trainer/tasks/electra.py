@@ -130,7 +130,7 @@ class ElectraConfig(PretrainingConfig):
     discriminator_weight: float = 50.0
 
     def __post_init__(self):
-        if self.generator.token_size != self.encoder.token_size:
+        if isinstance(self.encoder, EncoderConfig) and self.generator.token_size != self.encoder.token_size:
             raise ValueError(
                 f"generator and discriminator share their embeddings: embedding_size must be the same, got "
                 f"{self.generator.token_size} and {self.encoder.token_size}"

@@ -16,7 +16,10 @@ from trainer.models.architecture import EncoderConfig
 from trainer.models.encoder import Encoder
 from trainer.models.heads import ClassifierHead, MaskedLanguageModelHead, Pooler
 from trainer.tasks.fill_mask import fill_masks, serving_signatures, show_answers
+from trainer.tasks.losses import correct, cross_entropy
 from trainer.tasks.task import Sums, Task
+from trainer.weights.description import ModelDescription
+from trainer.weights.pretrained import encoder_for
 
 
 class PretrainingModel(keras.layers.Layer):
@@ -60,29 +63,13 @@ class PretrainingModel(keras.layers.Layer):
         return self.token_head(hidden[:, 1:]), self.pair_head(self.pooler(hidden))
 
 
-def cross_entropy(logits, labels):
-    """Returns the negative log-probability of integer labels `[...]` under float32 logits `[..., classes]`."""
-    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-
-
-def correct(logits, labels):
-    """Returns 1.0 where no logit is greater than the label's, else 0.0; shapes as in `cross_entropy`.
-
-    Labels that share the greatest logit with others count, which happens where logits were rounded to 16 bits.
-    """
-    rows = ops.reshape(logits, (-1, logits.shape[-1]))  # as in the loss, so that both share the maximum
-    labelled = ops.take_along_axis(rows, ops.reshape(labels, (-1, 1)), axis=1)
-    right = ops.cast(labelled >= ops.max(rows, axis=1, keepdims=True), "float32")
-    return ops.reshape(right, ops.shape(labels))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
     """The pretraining task, before its data is opened.
 
     Args:
         data: `PretrainingData`.
-        encoder: `EncoderConfig`.
+        encoder: `EncoderConfig`, or `trainer.weights.pretrained.PretrainedEncoder`.
         masking: `MaskingConfig`, for rows that do not come masked.
         samples: texts with `[MASK]` in them that a finished run shows its answers to.
     """
@@ -92,18 +79,29 @@ class PretrainingConfig:
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
     samples: tuple = ()
 
-    def open(self, run_directory, **options):
+    def open(self, run_directory, *, examples=True, **options):
         """Opens the data, see `PretrainingData.open`; returns the `Pretraining` task.
+
+        Args:
+            run_directory: the `RunDirectory`.
+            examples: of no use: the vocabulary lies with the data.
+            options: see `PretrainingData.open`.
 
         Raises:
             InputError: also if rows are longer than the encoder can read.
         """
+        del examples
         data = self.data.open(run_directory, **options)
-        if data.sequence_length > self.encoder.max_length:
+        encoder = encoder_for(self.encoder, run_directory)
+        if encoder.positions == "learned" and data.sequence_length > encoder.longest_row:
             raise InputError(
-                f"rows have {data.sequence_length} tokens but encoder.max_length is {self.encoder.max_length}: "
+                f"rows have {data.sequence_length} tokens but encoder.max_length is {encoder.max_length}: "
                 "raise it, or prepare shorter rows"
             )
+        return dataclasses.replace(self, encoder=encoder).task(data)
+
+    def task(self, data):
+        """Returns the task on opened data."""
         return Pretraining(data, self.encoder, self.masking, tuple(self.samples))
 
 
@@ -160,6 +158,14 @@ class Pretraining(Task):
     def vocabulary_sha256(self):
         """SHA-256 of the vocabulary file."""
         return self.data.pieces.sha256
+
+    def description(self):
+        return ModelDescription(
+            encoder=self.encoder,
+            vocabulary_size=self.data.vocabulary_size,
+            pieces=self.data.pieces.pieces,
+            lower_case=self.data.lower_case,
+        )
 
     def build_model(self, *, seed, dtype):
         model = PretrainingModel(self.encoder, self.data.vocabulary_size, pairs=self.data.pairs, seed=seed, dtype=dtype)

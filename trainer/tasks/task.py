@@ -8,6 +8,9 @@ the step. That is why a loss does not depend on how a batch was split.
 import abc
 import dataclasses
 
+from trainer import storage
+from trainer.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
@@ -16,10 +19,13 @@ class Sums:
     Attributes:
         losses: `{loss name: scalar float32}`, sums over the examples, not yet divided by anything.
         metrics: `{metric name: scalar float32}`, sums too; reported over the weight of the loss it belongs to.
+        outputs: `[microbatch, Task.output_columns]` float32, a row an example, for metrics that are no sums; None where
+            the task has no such columns. Evaluation collects them; in training nothing is computed for them.
     """
 
     losses: dict
     metrics: dict
+    outputs: object = None
 
 
 class Task(abc.ABC):
@@ -34,6 +40,7 @@ class Task(abc.ABC):
         fingerprints: texts that change when the content of the data, or its shares, do.
         vocabulary_sha256: what tells the vocabulary from another.
         samples: texts that a finished run shows its predictions for.
+        output_columns: numbers that an example contributes to `output_metrics`; 0 if there are no such metrics.
     """
 
     loss_coefficients: dict
@@ -44,6 +51,11 @@ class Task(abc.ABC):
     fingerprints: tuple
     vocabulary_sha256: str
     samples: tuple
+    output_columns: int = 0
+
+    @abc.abstractmethod
+    def description(self):
+        """Returns the `trainer.weights.description.ModelDescription` of the model, which travels with its weights."""
 
     @abc.abstractmethod
     def build_model(self, *, seed, dtype):
@@ -79,17 +91,37 @@ class Task(abc.ABC):
         """Returns `{loss name: scalar float32}`, known from the features alone: masked tokens, examples, ..."""
 
     @abc.abstractmethod
-    def sums(self, model, features, keys):
+    def sums(self, model, features, keys, embedding_offset=None):
         """Runs the model on one microbatch.
 
         Args:
             model: what `build_model` returned.
             features: dict of tensors `[microbatch, ...]`.
             keys: `Keys` of the examples for dropout, or None to drop nothing.
+            embedding_offset: `[microbatch, length, size of a word vector]` float32, added to the vectors of the
+                feature `token_ids` where they are looked up; None for nothing.
 
         Returns:
             `Sums`.
         """
+
+    def word_embeddings(self, model):
+        """Returns the layer of a model that looks up word vectors: its table is `embeddings`, their size `output_dim`.
+
+        Args:
+            model: what `build_model` returned.
+        """
+        return model.encoder.embeddings.word_embeddings
+
+    def output_metrics(self, outputs):
+        """Returns `{metric name: float}`: metrics that are no sums over examples, such as F1 or a correlation.
+
+        Args:
+            outputs: `[examples, output_columns]` float32 NumPy array, what `Sums.outputs` were of all held-out examples
+                in the order of the data, padding included: a column must tell it by its weight of 0.
+        """
+        del outputs
+        return {}
 
     def report(self, metrics):
         """Returns metrics for people and files, made of averaged ones: adds perplexity, say.
@@ -98,6 +130,14 @@ class Task(abc.ABC):
             metrics: dict of names to floats.
         """
         return metrics
+
+    def texts_in_file(self, path):
+        """Returns the list of texts that a file holds for `predict`: its lines, unless the task knows other files.
+
+        Args:
+            path: of a file that is there.
+        """
+        return [line for line in storage.read_text(path).splitlines() if line.strip()]
 
     @abc.abstractmethod
     def predict(self, model, texts, top_k):
@@ -115,6 +155,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def show_predictions(self, answers, console):
         """Prints what `predict` returned for a person, on a `rich.console.Console`."""
+
+    def prediction_table(self, answers):
+        """Returns the rows of a table of what `predict` returned: lists of texts, the header first.
+
+        Raises:
+            InputError: if the answers of this task make no table.
+        """
+        raise InputError("the answers of this task make no table: give --output a name that ends in .jsonl, say")
 
     @abc.abstractmethod
     def serving_signatures(self, model):

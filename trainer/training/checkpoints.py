@@ -63,6 +63,9 @@ class CheckpointManager:
         is_chief: whether this process writes. Others restore only, and change nothing in the folder.
         metadata: dict, or callable that returns one, put into the manifest (JSON values).
         report: callable that shows one line to a person.
+        on_commit: callable `(manifest)`, called for each checkpoint that was saved, before old ones are deleted; in the
+            thread that writes.
+        kept_steps: callable that returns steps whose checkpoints stay besides; asked in the same thread.
         retry_seconds: pauses before each new attempt of a failed write.
     """
 
@@ -77,6 +80,8 @@ class CheckpointManager:
         is_chief=True,
         metadata=None,
         report=print,
+        on_commit=lambda manifest: None,
+        kept_steps=tuple,
         retry_seconds=(1.0, 4.0, 15.0),
     ):
         if keep_last < 1:
@@ -91,6 +96,7 @@ class CheckpointManager:
         self._asynchronous, self._is_chief = asynchronous, is_chief
         self._metadata = metadata if callable(metadata) else (lambda: dict(metadata or {}))
         self._report = report
+        self._on_commit, self._kept_steps = on_commit, kept_steps
         self._retry_seconds = tuple(retry_seconds)
         self._thread = None
         self._in_hand = None  # the step that this process restored or last saved: no need to write it again
@@ -197,6 +203,10 @@ class CheckpointManager:
                 time.sleep(pause)
         if error is None:
             self._in_hand = step
+            try:
+                self._on_commit(manifest)
+            except _STORAGE_ERRORS as problem:
+                self._report(f"warning: {getattr(problem, 'message', None) or problem}; training goes on")
             self._delete_old()
         else:
             self.failures += 1
@@ -233,8 +243,9 @@ class CheckpointManager:
 
     def _delete_old(self):
         steps = self.steps()
+        kept = set(self._kept_steps())
         for step in steps[: -self._keep_last]:
-            if self._keep_every is not None and step % self._keep_every == 0:
+            if step in kept or (self._keep_every is not None and step % self._keep_every == 0):
                 continue
             try:
                 for name in (MARKER_NAME, MANIFEST_NAME):

@@ -1,26 +1,10 @@
-"""Weights that a run starts from: those of another run's checkpoint, for the same vocabulary."""
+"""Weights that a run starts from: those of another run, or of another library."""
 
-from trainer import storage
 from trainer.errors import InputError
+from trainer.optimizers.optimizer import check_patterns, matching
 from trainer.training import checkpoint_content
-from trainer.training.checkpoints import CheckpointManager
-
-
-def checkpoint_location(path):
-    """Finds a checkpoint of this trainer.
-
-    Args:
-        path: a run directory, its `checkpoints` folder, or one checkpoint in it.
-
-    Returns:
-        the folder of checkpoints and the step, None for the newest.
-    """
-    folder = str(path).rstrip("/")
-    parent, _, name = folder.rpartition("/")
-    if name.startswith("step_"):
-        return parent, int(name.removeprefix("step_"))
-    inside = storage.join(folder, "checkpoints")
-    return (inside if storage.exists(inside) else folder), None
+from trainer.weights.loading import check_architecture, check_same_vocabulary, load_weights
+from trainer.weights.opening import open_weights
 
 
 def check_vocabulary(manager, step, vocabulary_sha256):
@@ -42,32 +26,46 @@ def check_vocabulary(manager, step, vocabulary_sha256):
         )
 
 
-def load_initial_weights(path, state, vocabulary_sha256):
-    """Reads weights, and nothing else, from a checkpoint of this trainer.
+def names_to_load(parameters, reinitialize):
+    """Returns the names of the parameters that are to be read, a set.
 
     Args:
-        path: see `checkpoint_location`.
-        state: the `TrainState` to read into.
-        vocabulary_sha256: of the vocabulary that texts are tokenized with now.
-
-    Returns:
-        the step of the checkpoint.
+        parameters: list of `Parameter`, all of a model.
+        reinitialize: regular expressions; a parameter in whose name one is found keeps its random initial values.
 
     Raises:
-        InputError: if there is no such checkpoint, or it is damaged or of another model or vocabulary.
+        InputError: if an expression is found in no name.
     """
-    folder, step = checkpoint_location(path)
-    manager = CheckpointManager(folder, {}, is_chief=False)
-    steps = manager.steps()
-    if not steps or (step is not None and step not in steps):
-        raise InputError(f"initial_weights {path!r} holds no checkpoint" + (f" of step {step}" if step else ""))
-    step = steps[-1] if step is None else step
-    if reason := manager.verify(step):
-        raise InputError(f"initial_weights: the checkpoint {manager.path(step)} is damaged: {reason}")
-    check_vocabulary(manager, step, vocabulary_sha256)
-    checkpoint_content.read_into(
-        checkpoint_content.flatten({"weights": state.checkpoint_variables()["weights"]}),
-        manager.prefix(step),
-        others_allowed=True,
-    )
-    return step
+    try:
+        check_patterns(reinitialize, parameters)
+    except ValueError as error:
+        raise InputError(f"run.reinitialize: {error}") from None
+    return {parameter.name for parameter in parameters if not matching(reinitialize, parameter)}
+
+
+def load_initial_weights(path, state, description, reinitialize=(), allow_missing=(), allow_unused=()):
+    """Reads weights, and nothing else, from whatever holds some.
+
+    Args:
+        path: see `trainer.weights.opening.open_weights`.
+        state: the `TrainState` to read into.
+        description: `ModelDescription` of its model.
+        reinitialize: regular expressions that choose parameters which are not read, see `names_to_load`.
+        allow_missing, allow_unused: see `trainer.weights.loading.load_weights`.
+
+    Returns:
+        `trainer.weights.loading.Report`.
+
+    Raises:
+        InputError: if there are no such weights, or they are damaged, or of another model or vocabulary.
+    """
+    names = names_to_load(state.all_parameters, reinitialize)
+    source = open_weights(path)
+    check_architecture(source, description.encoder)
+    check_same_vocabulary(source, description)
+    weights = checkpoint_content.flatten(state.checkpoint_variables()["weights"])
+    # Names of other sources lack the model's own.
+    ours = {name: name.partition("/")[2] for name in weights}
+    variables = {ours[name]: weights[name] for name in weights if name in names}
+    kept = {ours[name] for name in weights if name not in names}
+    return load_weights(source, variables, kept=kept, allow_missing=allow_missing, allow_unused=allow_unused)

@@ -11,9 +11,9 @@ import tensorflow as tf
 from trainer import storage
 from trainer.data.stored_rows import explain_read_error
 from trainer.errors import InputError, Preempted, TrainingFailed
+from trainer.training.best_checkpoint import BestCheckpoint, check_best_metric
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import evaluation_weights, use_evaluation_weights
-from trainer.training.initial_weights import load_initial_weights
 from trainer.training.interruption import Interruption
 from trainer.training.telemetry import Telemetry
 from trainer.training.watchdog import Watchdog
@@ -94,6 +94,16 @@ class TrainingRun:
             console=console,
         )
         self.state = assembly.new_state()
+        self.best = None
+        if self.run.best_metric is not None:
+            self.best = BestCheckpoint(
+                self.directory.best_path,
+                self.run.best_metric,
+                self.run.best_metric_goal,
+                self.run.early_stopping_patience,
+                report=self.telemetry.note if self.cluster.is_chief else lambda message: None,
+                is_chief=self.cluster.is_chief,
+            )
         self.checkpoints = CheckpointManager(
             self.directory.checkpoints_path,
             self.state.checkpoint_variables(),
@@ -101,8 +111,10 @@ class TrainingRun:
             keep_every=self.run.keep_checkpoint_every,
             asynchronous=self.run.asynchronous_checkpoints,
             is_chief=self.cluster.is_chief,
-            metadata=assembly.metadata,
+            metadata=self._metadata,
             report=self.telemetry.note,
+            on_commit=self._committed,
+            kept_steps=lambda: () if self.best is None else self.best.kept(),
         )
         self.train_step = assembly.train_step(self.state)
         self.evaluation = assembly.evaluation_step(self.state)
@@ -126,10 +138,12 @@ class TrainingRun:
                     with watchdog.allowance(self._allowance):
                         self._trace(progress)
                 progress.step = self._restore()
-                if progress.step < run.steps:
+                if progress.step < run.steps and not self._has_stalled():
                     self.telemetry.start(progress.step, self.assembly.config.text)
                     stack.callback(self.telemetry.close)
                     self._train_from(progress, interruption, watchdog)
+                elif progress.step < run.steps:
+                    self.telemetry.note(f"nothing to do: {self._early_end(progress)}")
                 else:
                     self.telemetry.note(f"nothing to do: step {progress.step} of {run.steps} is done")
             except tf.errors.OpError as error:
@@ -194,14 +208,33 @@ class TrainingRun:
             step = None if step < 0 else step
             if step is not None and not self.cluster.is_chief:
                 self.checkpoints.restore(step)
+        if self.best is not None:
+            saved = None if step is None else self.checkpoints.read_manifest(step).get("metadata", {}).get("best")
+            self.best.resume(saved, self.checkpoints.steps())
         if step is not None:
             self._check_data(step)
             self.telemetry.note(f"resumed at step {step} of {self.run.steps} from {self.checkpoints.path(step)}")
             return step
         if self.run.initial_weights:
-            loaded = load_initial_weights(self.run.initial_weights, self.state, self.task.vocabulary_sha256)
-            self.telemetry.note(f"initial weights: {self.run.initial_weights}, step {loaded}")
+            self.telemetry.note(f"initial weights: {self.assembly.load_initial_weights(self.state).summary()}")
         return 0
+
+    def _metadata(self):
+        """Returns what checkpoints must know of this run."""
+        return self.assembly.metadata() | ({} if self.best is None else {"best": self.best.as_json()})
+
+    def _committed(self, manifest):
+        if self.best is not None:
+            self.best.committed(manifest["metadata"]["best"], self.checkpoints.steps())
+
+    def _has_stalled(self):
+        """Returns whether the run is to end before its last step, in all processes the same."""
+        if self.run.early_stopping_patience is None:
+            return False
+        return bool(self.cluster.from_chief(int(self.best.has_stalled)))
+
+    def _early_end(self, progress):
+        return f"finished early at step {progress.step} of {self.run.steps}: {self.best.describe()}"
 
     @property
     def _evaluates(self):
@@ -225,8 +258,8 @@ class TrainingRun:
         if progress.step:
             self.telemetry.note(f"the data is at step {progress.step} after {time.perf_counter() - started:.2f} s")
         per_loop = run.loop_steps(self.cluster)
-        compiled = False
-        while progress.step < run.steps:
+        compiled = stalled = False
+        while progress.step < run.steps and not stalled:
             if self.cluster.any(interruption.requested):
                 self._stop(progress, interruption)
             if self.lock is not None:
@@ -247,13 +280,23 @@ class TrainingRun:
             self._record(progress, rows, seconds if compiled else None)
             compiled = True
             self._guard(progress, rows)
+            is_best = False
             if self._evaluates and (progress.step % run.eval_every == 0 or progress.step == run.steps):
-                self.telemetry.state("evaluating")
-                with watchdog.allowance(self._allowance), evaluation_weights(run.optimizer, self.state):
-                    self.telemetry.evaluation(progress.step, evaluate(self.assembly, self.evaluation))
-            if progress.step % run.checkpoint_every == 0 or progress.step == run.steps:
+                is_best = self._evaluate(progress.step, watchdog)
+                stalled = progress.step < run.steps and self._has_stalled()
+            if progress.step % run.checkpoint_every == 0 or progress.step == run.steps or is_best or stalled:
                 self._save(progress.step)
         self.checkpoints.wait()
+        if stalled:
+            self.telemetry.note(self._early_end(progress))
+
+    def _evaluate(self, step, watchdog):
+        """Evaluates and tells of it; returns whether it is the best evaluation so far, in a run that looks for it."""
+        self.telemetry.state("evaluating")
+        with watchdog.allowance(self._allowance), evaluation_weights(self.run.optimizer, self.state):
+            metrics = evaluate(self.assembly, self.evaluation)
+        self.telemetry.evaluation(step, metrics)
+        return self.best is not None and self.best.take(step, metrics)
 
     def _until_boundary(self, step):
         """Returns the number of steps until something is due on the host."""
@@ -350,6 +393,10 @@ def train(assembly, console=None, lock=None):
         lock: the `RunLock` that this process holds, or None.
     """
     guard_config(assembly)
+    if assembly.cluster.is_chief:
+        assembly.task.description().save(assembly.directory.path)
+    if assembly.run.best_metric is not None:
+        check_best_metric(assembly.run.best_metric, assembly.task)
     training = TrainingRun(assembly, console, lock)
     training.train()
     if assembly.task.samples and assembly.cluster.is_chief and console is not None:

@@ -84,6 +84,11 @@ class RunDirectory:
         return storage.join(self.path, "status.json")
 
     @property
+    def best_path(self):
+        """Which checkpoint is the best, in a run that looks for it."""
+        return storage.join(self.path, "best.json")
+
+    @property
     def lock_path(self):
         """The lock that refuses a second job."""
         return storage.join(self.path, "run.lock")

@@ -5,6 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from trainer.errors import InputError
+from trainer.optimizers.optimizer import check_patterns, matching
 from trainer.optimizers.parameters import parameters_of
 
 INITIAL_LOSS_SCALE = 2.0**15
@@ -16,8 +17,9 @@ class TrainState:
 
     Attributes:
         model: the built Keras layer.
-        parameters: list of `Parameter` of the model.
-        slots: for each parameter a dict of optimizer slot variables, float32.
+        parameters: list of `Parameter`: those that are trained.
+        frozen: list of `Parameter`: those that stay as they are; without gradients, slots and updates.
+        slots: for each parameter that is trained a dict of optimizer slot variables, float32.
         step: int64 scalar variable on the host: optimizer steps done.
         updates: float32 scalar variable: steps whose update was applied, which is what bias correction counts.
         loss_scale: float32 scalar variable; stays 1 unless the compute dtype is float16.
@@ -26,17 +28,23 @@ class TrainState:
 
     model: object
     parameters: list
+    frozen: list
     slots: list
     step: tf.Variable
     updates: tf.Variable
     loss_scale: tf.Variable
     good_steps: tf.Variable
 
+    @property
+    def all_parameters(self):
+        """The list of all `Parameter`s of the model, trained and frozen."""
+        return [*self.parameters, *self.frozen]
+
     def checkpoint_variables(self):
         """Returns the nested dict of variables that a checkpoint stores, by name."""
         slots = {parameter.name: slots for parameter, slots in zip(self.parameters, self.slots, strict=True) if slots}
         return {
-            "weights": {parameter.name: parameter.variable.value for parameter in self.parameters},
+            "weights": {parameter.name: parameter.variable.value for parameter in self.all_parameters},
             "optimizer": slots,
             "step": self.step,
             "updates": self.updates,
@@ -45,7 +53,30 @@ class TrainState:
         }
 
 
-def create_state(strategy, task, optimizer, *, seed, dtype):
+def divide_parameters(parameters, frozen):
+    """Parts the parameters that are trained from those that are not.
+
+    Args:
+        parameters: list of `Parameter`, all of a model.
+        frozen: regular expressions; a parameter in whose name one is found is not trained.
+
+    Returns:
+        list of those that are trained, and of those that are frozen, each in the order given.
+
+    Raises:
+        InputError: if an expression is found in no name, or nothing is left to train.
+    """
+    try:
+        check_patterns(frozen, parameters)
+    except ValueError as error:
+        raise InputError(f"run.frozen: {error}") from None
+    trained = [parameter for parameter in parameters if not matching(frozen, parameter)]
+    if not trained:
+        raise InputError(f"run.frozen {tuple(frozen)} leaves nothing to train")
+    return trained, [parameter for parameter in parameters if matching(frozen, parameter)]
+
+
+def create_state(strategy, task, optimizer, *, seed, dtype, frozen=()):
     """Builds the model and the optimizer's slots under a strategy.
 
     Args:
@@ -54,18 +85,23 @@ def create_state(strategy, task, optimizer, *, seed, dtype):
         optimizer: `trainer.optimizers.optimizer.Optimizer`.
         seed: integer for the initial weights.
         dtype: Keras dtype policy name.
+        frozen: regular expressions that choose parameters which are not trained, see `divide_parameters`.
 
     Returns:
         a `TrainState` at step 0.
+
+    Raises:
+        InputError: if the optimizer or `frozen` does not fit the model.
     """
     step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
     with strategy.scope():
         model = task.build_model(seed=seed, dtype=dtype)
-        parameters = parameters_of(model)
+        everything = parameters_of(model)
         try:
-            optimizer.check(parameters)
+            optimizer.check(everything)
         except ValueError as error:
             raise InputError(f"the optimizer does not fit the model: {error}") from None
+        parameters, never_trained = divide_parameters(everything, frozen)
 
         def scalar(value, name):
             return tf.Variable(value, dtype=tf.float32, trainable=False, name=name)
@@ -80,6 +116,7 @@ def create_state(strategy, task, optimizer, *, seed, dtype):
         return TrainState(
             model=model,
             parameters=parameters,
+            frozen=never_trained,
             slots=slots,
             step=step,
             updates=scalar(0.0, "updates"),

@@ -3,12 +3,11 @@
 import dataclasses
 
 from trainer import storage
-from trainer.data.vocabulary import SPECIAL_TOKENS, file_content
 from trainer.errors import InputError
 from trainer.models.architecture import EncoderConfig
+from trainer.weights.tokenizer_files import VOCABULARY_NAME, other_tokenizer_files, read_pieces, write_vocabulary
 
 FILE_NAME = "model.json"
-VOCABULARY_NAME = "vocab.txt"
 _FORMAT = 1
 
 
@@ -24,7 +23,7 @@ class ModelDescription:
         labels: names of the classes of a classifier.
         objective: what a classifier was trained for: `single_label`, `multi_label` or `regression`; None without one.
         pooling: of a classifier, see `trainer.models.heads.Pooler`; None without one.
-        tokenizer_files: paths of files that belong to another kind of tokenizer, and travel along.
+        tokenizer_files: paths of the files of a tokenizer that is not BERT's; they travel along.
     """
 
     encoder: EncoderConfig
@@ -37,7 +36,7 @@ class ModelDescription:
     tokenizer_files: tuple = ()
 
     def save(self, folder):
-        """Writes `model.json`, and `vocab.txt` where there are pieces."""
+        """Writes `model.json`, and beside it the vocabulary or tokenizer."""
         content = {
             "format": _FORMAT,
             "encoder": dataclasses.asdict(self.encoder),
@@ -47,8 +46,7 @@ class ModelDescription:
             "objective": self.objective,
             "pooling": self.pooling,
         }
-        if self.pieces is not None:
-            storage.write_bytes(storage.join(folder, VOCABULARY_NAME), file_content(self.pieces))
+        write_vocabulary(self, folder)
         storage.write_json(storage.join(folder, FILE_NAME), content)
 
 
@@ -65,7 +63,24 @@ def differing_fields(ours, theirs, free=()):
         return dataclasses.asdict(config) | sizes
 
     pairs = {name: (value, values(theirs)[name]) for name, value in values(ours).items()}
+    free = {*free} | (_idle_fields(ours) & _idle_fields(theirs))
     return {name: pair for name, pair in pairs.items() if name not in free and pair[0] != pair[1]}
+
+
+def _idle_fields(config):
+    """Returns the names of fields that other fields of an architecture leave without a meaning."""
+    idle = set()
+    if config.positions != "learned":
+        idle |= {"max_length", "hierarchical_alpha"}
+    if config.positions != "relative":
+        idle.add("max_relative_distance")
+    if config.positions != "rotary":
+        idle |= {"rotary_base", "local_rotary_base"}
+    if not any(config.is_local(layer) for layer in range(config.num_layers)):
+        idle |= {"attention_window", "global_every", "local_rotary_base"}
+    if config.normalization == "rms":
+        idle.add("norm_bias")
+    return idle
 
 
 def load_description(folder):
@@ -85,18 +100,5 @@ def load_description(folder):
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     pieces = read_pieces(storage.join(folder, VOCABULARY_NAME))
-    return ModelDescription(encoder=encoder, pieces=pieces, **fields)
-
-
-def read_pieces(path):
-    """Returns the pieces of a vocabulary file, one a line; None if there is no such file."""
-    if not storage.exists(path):
-        return None
-    lines = storage.read_text(path).split("\n")
-    return tuple(line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines))
-
-
-def looks_lower_cased(pieces):
-    """Returns whether a vocabulary is of lower-cased text: hardly any piece has a capital letter."""
-    with_capitals = sum(piece != piece.lower() for piece in pieces if piece not in SPECIAL_TOKENS)
-    return with_capitals < 0.01 * len(pieces)
+    files = other_tokenizer_files(folder)
+    return ModelDescription(encoder=encoder, pieces=pieces, tokenizer_files=files, **fields)

@@ -104,13 +104,11 @@ class Style:
     """How a library names and lays out the variables of its layers.
 
     Attributes:
-        separator: between the parts of a name.
         kernel, bias, scale, shift, table: what follows the layer's name; kernels are matrices of projections, scale and
             shift belong to normalisations, tables to embeddings.
         transposed: whether kernels are `[out, in]`.
     """
 
-    separator: str
     kernel: str
     bias: str
     scale: str
@@ -119,8 +117,8 @@ class Style:
     transposed: bool
 
 
-TORCH = Style(".", ".weight", ".bias", ".weight", ".bias", ".weight", True)
-TENSORFLOW = Style("/", "/kernel", "/bias", "/gamma", "/beta", "", False)
+TORCH = Style(".weight", ".bias", ".weight", ".bias", ".weight", True)
+TENSORFLOW = Style("/kernel", "/bias", "/gamma", "/beta", "", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +126,7 @@ class NameScheme:
     """The names of a model's layers elsewhere; None for what it does not have. The defaults are Hugging Face's BERT.
 
     `{layer}` stands for a layer's number. Names of the encoder's parts follow `base`, which files of a bare encoder lack.
+    Where a classifier has a dense layer of its own instead of the encoder's pooler, that is `classifier_pooler`.
     """
 
     style: Style = TORCH
@@ -156,17 +155,24 @@ class NameScheme:
     token_bias: str | None = "cls.predictions.bias"
     pair: tuple | None = ("cls.seq_relationship.weight", "cls.seq_relationship.bias")
     classifier: str | None = "classifier"
+    classifier_pooler: str | None = None
     classifier_variables: tuple | None = None
     replaced_dense: str | None = None
     replaced_score: str | None = None
 
-    def entries(self, config):
+    def entries(self, config, classifies=False):
         """Returns the `Entry`s of everything that a model of an architecture may have: the encoder, and all known heads.
 
         Args:
             config: `EncoderConfig`.
+            classifies: whether it has a classifier.
         """
-        return [*self._embedding_entries(config), *self._layer_entries(config), *self._head_entries(config)]
+        pooler = self.pooler_for(classifies)
+        return [*self._embedding_entries(config), *self._layer_entries(config), *self._head_entries(config, pooler)]
+
+    def pooler_for(self, classifies):
+        """Returns the name of the dense layer on the pooled vector of a model, by whether that has a classifier."""
+        return self.classifier_pooler if classifies and self.classifier_pooler else self.pooler
 
     def _table(self, ours, theirs, rows, skipped=0):
         return Entry(ours, (Part(self.base + theirs + self.style.table, skipped_rows=skipped),), rows)
@@ -226,15 +232,15 @@ class NameScheme:
             entries += self._norm(config, "encoder/final_norm", self.base + self.final_norm)
         return entries
 
-    def _head_entries(self, config):
+    def _head_entries(self, config, pooler):
         entries = []
         if self.token_dense and config.prediction_transform:
             entries += self._dense("masked_language_model/transform", self.token_dense, bias=config.use_bias)
             entries += self._norm(config, "masked_language_model/norm", self.token_norm)
         if self.token_bias and config.prediction_bias:
             entries.append(Entry("masked_language_model/output_bias", (Part(self.token_bias),), "tokens"))
-        if self.pooler:
-            entries += self._dense("pooler/pooler", self.pooler)
+        if pooler:
+            entries += self._dense("pooler/pooler", pooler)
         for ours, variables in (("sentence_pair", self.pair), ("classifier", self.classifier_variables)):
             if variables:
                 kernel, bias = variables

@@ -2,22 +2,28 @@
 
 import re
 
+import numpy as np
+
+from trainer.data.vocabulary import CLASSIFICATION, SEPARATOR
 from trainer.errors import InputError
 from trainer.models.architecture import EncoderConfig
+from trainer.models.attention import rotary_angles
 from trainer.weights.description import differing_fields
 from trainer.weights.entries import NameScheme
 
-_SEPARATE_CLASSIFIER = {"pooler": "classifier.dense", "classifier": "classifier.out_proj", "pair": None}
+# Classifiers with a dense layer of their own.
+_OWN_DENSE = {"classifier_pooler": "classifier.dense", "classifier": "classifier.out_proj", "pair": None}
 
 SCHEMES = {
     "bert": NameScheme(),
     "roberta": NameScheme(
         base="roberta.",
         first_position=2,
+        pooler="roberta.pooler.dense",
         token_dense="lm_head.dense",
         token_norm="lm_head.layer_norm",
         token_bias="lm_head.bias",
-        **_SEPARATE_CLASSIFIER,
+        **_OWN_DENSE,
     ),
     "albert": NameScheme(
         base="albert.",
@@ -44,7 +50,8 @@ SCHEMES = {
         token_bias="generator_lm_head.bias",
         replaced_dense="discriminator_predictions.dense",
         replaced_score="discriminator_predictions.dense_prediction",
-        **_SEPARATE_CLASSIFIER,
+        pooler=None,
+        **_OWN_DENSE,
     ),
     "distilbert": NameScheme(
         base="distilbert.",
@@ -80,18 +87,22 @@ SCHEMES = {
         token_norm="head.norm",
         token_bias="decoder.bias",
         pair=None,
+        classifier=None,  # it stands on a dense layer and a normalisation
     ),
-    "roformer": NameScheme(base="roformer.", interleaved=True, **_SEPARATE_CLASSIFIER),
+    "roformer": NameScheme(base="roformer.", interleaved=True, pooler=None, **_OWN_DENSE),
     "nezha": NameScheme(base="nezha.", pooler="nezha.pooler.dense"),
 }
 # The same models under other names.
 _ALIASES = {"xlm-roberta": "roberta", "camembert": "roberta"}
 
-# Tensors that say nothing new: copies of tied ones, buffers that are computed.
-IGNORED = re.compile(
-    r"(^|\.)position_ids$|(^|\.)token_type_ids$|\.embed_positions\.weight$|relative_positions_encoding|rotary_emb|inv_freq"
-    r"|^cls\.predictions\.decoder\.(weight|bias)$|^predictions\.decoder\.(weight|bias)$|^lm_head\.decoder\.(weight|bias)$"
-    r"|^generator_lm_head\.weight$|^vocab_projector\.weight$|^decoder\.weight$"
+# Buffers that are computed, and copies of the output bias.
+_IGNORED = re.compile(
+    r"(^|\.)position_ids$|(^|\.)token_type_ids$|(^|\.)embed_positions\.weight$|relative_positions_encoding|rotary_emb|inv_freq"
+    r"|^(cls\.predictions|predictions|lm_head)\.decoder\.bias$"
+)
+# The output matrix, a copy of the word embeddings where the two are tied.
+_OUTPUT_MATRIX = re.compile(
+    r"^((cls\.predictions|predictions|lm_head)\.)?decoder\.weight$|^(generator_lm_head|vocab_projector)\.weight$"
 )
 
 # The output bias, where a file has it with the projection alone.
@@ -169,8 +180,40 @@ def taken(config, fields):
     return {ours: config[theirs] for theirs, ours in fields.items() if config.get(theirs) is not None}
 
 
-def _activation(config, name):
-    theirs = config.get(name, "gelu")
+def ignored(name, config):
+    """Returns whether a tensor says nothing that others do not.
+
+    Args:
+        name: of a tensor in a file.
+        config: the content of `config.json`, a dict.
+    """
+    tied = config.get("tie_word_embeddings", True)
+    return bool(_IGNORED.search(name) or (tied and _OUTPUT_MATRIX.search(name)))
+
+
+def classes(config, count):
+    """Returns the names of the classes of a classifier, and its objective: `single_label`, `multi_label`, `regression`.
+
+    Args:
+        config: the content of `config.json`, a dict.
+        count: number of its outputs.
+
+    Raises:
+        InputError: if there are other numbers of names and outputs.
+    """
+    named = config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(count)}
+    if sorted(named) != sorted(map(str, range(count))):
+        raise InputError(f"id2label of config.json names {', '.join(named)} for a classifier with {count} outputs")
+    kinds = {"regression": "regression", "multi_label_classification": "multi_label"}
+    kinds |= {"single_label_classification": "single_label", None: "regression" if count == 1 else "single_label"}
+    problem = config.get("problem_type")
+    if problem not in kinds:
+        raise InputError(f"the problem_type {problem!r} of config.json is not known")
+    return tuple(named[str(number)] for number in range(count)), kinds[problem]
+
+
+def _activation(config, name, default="gelu"):
+    theirs = config.get(name, default)
     if theirs not in ACTIVATIONS:
         raise InputError(f"the activation {theirs!r} of config.json is not known; known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[theirs]
@@ -188,7 +231,7 @@ def encoder_config(config):
         config: the file's content, a dict.
 
     Raises:
-        InputError: if it asks for something that we do not have.
+        InputError: if it asks for something that we do not have, or lacks what the tensors do not tell.
     """
     kind = model_type_of(config)
     _refuse(config.get("is_decoder", False), "a decoder")
@@ -196,20 +239,35 @@ def encoder_config(config):
         config.get("position_embedding_type", "absolute") != "absolute",
         f"position_embedding_type {config.get('position_embedding_type')!r}",
     )
-    if kind == "modernbert":
-        return _modernbert_config(config)
-    if kind == "distilbert":
-        fields = taken(config, _DISTILBERT_FIELDS) | {"type_vocabulary_size": 0, "epsilon": 1e-12}
-        fields["pooler_activation"] = "relu"
-        return EncoderConfig(**fields, activation=_activation(config, "activation"), confine_attention=False)
-    fields = taken(config, FIELDS) | {"activation": _activation(config, "hidden_act"), "confine_attention": False}
+    names = {ours: theirs for theirs, ours in _fields_of(kind).items()}
+    for needed in ("hidden_size", "num_layers", "num_heads"):
+        if config.get(names[needed]) is None:
+            raise InputError(f"config.json has no {names[needed]!r}, which the tensors do not tell")
+    special = {"distilbert": _distilbert_config, "modernbert": _modernbert_config}
+    try:
+        return special[kind](config) if kind in special else _bert_like_config(kind, config)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"config.json describes no model: {error}") from None
+
+
+def _fields_of(kind):
+    return {"distilbert": _DISTILBERT_FIELDS, "modernbert": _MODERNBERT_FIELDS}.get(kind, FIELDS)
+
+
+def _bert_like_config(kind, config):
+    fields = taken(config, FIELDS) | {"confine_attention": False}
+    fields["activation"] = _activation(config, "hidden_act", "gelu_new" if kind == "albert" else "gelu")
     if kind == "roberta":
-        fields["max_length"] -= SCHEMES[kind].first_position
+        first = SCHEMES[kind].first_position
+        _refuse(fields.setdefault("padding_id", 1) + 1 != first, f"pad_token_id {fields['padding_id']}, not 1")
+        fields["max_length"] = fields.get("max_length", 512) - first
     if kind in ("albert", "electra", "roformer"):
         size = config.get("embedding_size", 128 if kind != "roformer" else None)
         fields["embedding_size"] = None if size == fields["hidden_size"] else size
+    if kind == "electra":  # its classifiers and generators compute by that, whatever hidden_act is
+        _refuse(fields["activation"] != "gelu", f"hidden_act {config['hidden_act']!r} in ELECTRA")
     if kind in ("electra", "roformer"):
-        fields["pooler_activation"] = "gelu"
+        fields["pooler_activation"] = fields["activation"]
     if kind == "albert":
         groups = config.get("num_hidden_groups", 1)
         _refuse(config.get("inner_group_num", 1) != 1, "layers inside groups (inner_group_num)")
@@ -217,13 +275,23 @@ def encoder_config(config):
             groups not in (1, fields["num_layers"]), f"{groups} groups of layers: neither one nor as many as layers"
         )
         fields["share_layers"] = groups == 1
-        fields.setdefault("epsilon", 1e-12)
     if kind == "roformer":
         _refuse(config.get("rotary_value", False), "rotary values")
         fields["positions"] = "rotary"
     if kind == "nezha":
         fields |= {"positions": "relative", "max_relative_distance": config.get("max_relative_position", 64)}
     return EncoderConfig(**fields)
+
+
+def _distilbert_config(config):
+    return EncoderConfig(
+        **taken(config, _DISTILBERT_FIELDS),
+        activation=_activation(config, "activation"),
+        type_vocabulary_size=0,
+        epsilon=1e-12,
+        pooler_activation="relu",
+        confine_attention=False,
+    )
 
 
 def _modernbert_config(config):
@@ -243,13 +311,18 @@ def _modernbert_config(config):
     def base(kind, old, default):
         return (rotary.get(kind) or {}).get("rope_theta", config.get(old, default))
 
+    activation = _activation(config, "hidden_activation")
+    _refuse(
+        ACTIVATIONS.get(config.get("classifier_activation", "gelu")) != activation,
+        f"classifier_activation {config.get('classifier_activation')!r}, unlike hidden_activation",
+    )
     for name in ("mlp_bias", "classifier_bias"):
         _refuse(config.get(name, False) != config.get("attention_bias", False), f"{name} unlike attention_bias")
     fields = {"norm_bias": False, "use_bias": False, "epsilon": 1e-5, "dropout": 0.0, "attention_dropout": 0.0}
     fields |= taken(config, _MODERNBERT_FIELDS)
     return EncoderConfig(
         **fields,
-        activation=_activation(config, "hidden_activation"),
+        activation=activation,
         gated=True,
         type_vocabulary_size=0,
         positions="rotary",
@@ -276,28 +349,33 @@ def family(description, names):
     Raises:
         InputError: if no class of Hugging Face's computes the same.
     """
-    config = description.encoder
-    refuse_ours(config)
-    has = {name.partition("/")[0] for name in names}
+    refuse_ours(description.encoder)
+    problems = []
+    for kind in _likely_families(description.encoder, {name.partition("/")[0] for name in names}):
+        try:
+            check_family(kind, description, names)
+            return kind
+        except InputError as problem:
+            problems.append(problem)
+    raise problems[0]
+
+
+def _likely_families(config, has):
+    """Returns keys into `SCHEMES`, the likeliest first, for an architecture and the first parts of our names."""
     projected = config.token_size != config.hidden_size
     if config.norm_placement == "before":
-        kind = "modernbert"
-    elif config.positions == "rotary":
-        kind = "roformer"
-    elif config.positions == "relative":
-        kind = "nezha"
-    elif "replaced_token_detection" in has:
-        kind = "electra"
-    elif config.share_layers or (projected and has & {"pooler", "sentence_pair"}):
-        kind = "albert"
-    elif projected:
-        kind = "electra"
-    elif config.type_vocabulary_size == 0:
-        kind = "distilbert"
-    else:
-        kind = "roberta" if config.type_vocabulary_size == 1 else "bert"
-    check_family(kind, description)
-    return kind
+        return ("modernbert",)
+    if config.positions in ("rotary", "relative"):
+        return ("roformer",) if config.positions == "rotary" else ("nezha",)
+    if "replaced_token_detection" in has:
+        return ("electra",)
+    if config.share_layers:
+        return ("albert",)
+    if projected:
+        return ("albert", "electra") if has & {"pooler", "sentence_pair"} else ("electra", "albert")
+    if config.type_vocabulary_size == 0:
+        return ("distilbert",)
+    return ("roberta" if config.type_vocabulary_size == 1 and config.padding_id == 1 else "bert", "electra")
 
 
 def refuse_ours(config):
@@ -314,33 +392,36 @@ def refuse_ours(config):
             )
 
 
-def check_family(kind, description):
-    """Raises InputError unless the classes of a type compute what a model of ours does: its configuration comes back."""
+def check_family(kind, description, names):
+    """Raises InputError unless the classes of a type compute what a model of ours does: its configuration comes back.
+
+    Args:
+        kind: key into `SCHEMES`.
+        description: `ModelDescription`.
+        names: our names of the model's tensors.
+    """
     config = description.encoder
     back = encoder_config(json_config(kind, description))
-    free = {
-        "pooler_activation",
-        "confine_attention",
-        "rematerialize",
-        "hierarchical_alpha",
-        "padding_id",
-        "max_relative_distance",
-    }
-    free |= {name for name, positions in _POSITION_FIELDS.items() if config.positions not in positions}
-    free |= set() if config.attention_window else {"global_every", "attention_window", "local_rotary_base"}
+    free = ("pooler_activation", "confine_attention", "rematerialize")
     for name, (ours, theirs) in differing_fields(config, back, free).items():
         raise InputError(f"Hugging Face's {kind} has no encoder.{name} = {ours!r} (it would be {theirs!r})")
+    scheme, has = SCHEMES[kind], {name.partition("/")[0] for name in names}
+    classifies, pools = "classifier" in has, "pooler" in has
+    if classifies and scheme.classifier is None:
+        raise InputError(f"Hugging Face's {kind} classifies by another head than this model")
+    if classifies and (description.pooling != "cls" or not pools):
+        raise InputError(
+            f"Hugging Face's {kind} classifies by the first token and a dense layer; this model has pooling "
+            f"{description.pooling!r}{'' if pools else ' and no dense layer'}"
+        )
+    if pools and scheme.pooler_for(classifies) and back.pooler_activation != config.pooler_activation:
+        raise InputError(
+            f"Hugging Face's {kind} has {back.pooler_activation} behind the pooler's dense layer, this model "
+            f"{config.pooler_activation}"
+        )
 
 
-_POSITION_FIELDS = {
-    "max_length": ("learned",),
-    "max_relative_distance": ("relative",),
-    "rotary_base": ("rotary",),
-    "local_rotary_base": ("rotary",),
-}
-
-# Classes by what a model has; the first whose heads are all there.
-_CLASSES = {
+_CLASS_STEMS = {
     "bert": "Bert",
     "roberta": "Roberta",
     "albert": "Albert",
@@ -355,14 +436,15 @@ _CLASSES = {
 def class_name(kind, names):
     """Returns the class of Hugging Face's for the heads that a model has."""
     has = {name.partition("/")[0] for name in names}
-    stem = _CLASSES[kind]
+    stem = _CLASS_STEMS[kind]
     if "classifier" in has:
         return f"{stem}ForSequenceClassification"
     if "replaced_token_detection" in has:
         return f"{stem}ForPreTraining"
+    pairs = "sentence_pair" in has and SCHEMES[kind].pair
     if "masked_language_model" in has:
-        return f"{stem}ForPreTraining" if "sentence_pair" in has and SCHEMES[kind].pair else f"{stem}ForMaskedLM"
-    return f"{stem}Model"
+        return f"{stem}ForPreTraining" if pairs else f"{stem}ForMaskedLM"
+    return f"{stem}ForNextSentencePrediction" if pairs and kind in ("bert", "nezha") else f"{stem}Model"
 
 
 def json_config(kind, description, names=()):
@@ -374,8 +456,7 @@ def json_config(kind, description, names=()):
         names: our names of the model's tensors.
     """
     config = description.encoder
-    fields = {"distilbert": _DISTILBERT_FIELDS, "modernbert": _MODERNBERT_FIELDS}.get(kind, FIELDS)
-    content = {theirs: getattr(config, ours) for theirs, ours in fields.items()}
+    content = {theirs: getattr(config, ours) for theirs, ours in _fields_of(kind).items()}
     content |= {
         "model_type": kind,
         "architectures": [class_name(kind, names)],
@@ -403,7 +484,12 @@ def json_config(kind, description, names=()):
             "mlp_bias": config.use_bias,
             "classifier_bias": config.use_bias,
             "decoder_bias": config.prediction_bias,
+            "classifier_activation": content[act],
         }
+        if description.pieces is not None:  # its own would lie beyond a small vocabulary
+            ids = {piece: number for number, piece in enumerate(description.pieces)}
+            first, last = ids.get(CLASSIFICATION), ids.get(SEPARATOR)
+            content |= {"cls_token_id": first, "bos_token_id": first, "sep_token_id": last, "eos_token_id": last}
     if description.labels or description.objective:
         problems = {"multi_label": "multi_label_classification", "regression": "regression"}
         labels = description.labels or ("LABEL_0",)
@@ -415,21 +501,15 @@ def json_config(kind, description, names=()):
     return content
 
 
-# What stands between the encoder and the scores in their classifiers, where that is what our pooler does.
-_POOLER_ACTIVATIONS = {"bert": "tanh", "roberta": "tanh", "albert": "tanh", "nezha": "tanh"}
-_POOLER_ACTIVATIONS |= {"electra": "gelu", "roformer": "gelu", "distilbert": "relu"}
+def buffers(kind, config):
+    """Returns `{name: array}` of what a family's files hold besides weights: RoFormer's sines and cosines.
 
-
-def check_classifier(kind, description, names):
-    """Raises InputError unless their classifier computes what ours does."""
-    if description.pooling != "cls" or "pooler/pooler/kernel" not in names:
-        raise InputError(
-            f"Hugging Face's {kind} classifies by the first token and a dense layer; this model has pooling "
-            f"{description.pooling!r}{'' if 'pooler/pooler/kernel' in names else ' and no pooler'}"
-        )
-    theirs = _POOLER_ACTIVATIONS.get(kind)
-    if theirs != description.encoder.pooler_activation:
-        raise InputError(
-            f"Hugging Face's {kind} has {theirs or 'another layer'} in its classifier, this model "
-            f"{description.encoder.pooler_activation}"
-        )
+    Args:
+        kind: key into `SCHEMES`.
+        config: `EncoderConfig`.
+    """
+    if kind != "roformer":
+        return {}
+    angles = rotary_angles(config.max_length, config.head_size, config.rotary_base)
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    return {"roformer.encoder.embed_positions.weight": table}

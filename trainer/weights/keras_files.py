@@ -17,8 +17,17 @@ from trainer.weights.description import FILE_NAME, ModelDescription, load_descri
 from trainer.weights.entries import Entry, Part
 from trainer.weights.source import WeightSource, rows_of
 from trainer.weights.tensors import Tensors
+from trainer.weights.tokenizer_files import other_tokenizer_files
 
 _NAME = "model.keras"
+# Where Keras keeps the heads of an `EncoderWithHeads` in HDF5: what comes after `layers` by name lies in that.
+_H5_GROUPS = {
+    "masked_language_model": ("masked_language_model", "layers/masked_language_model_head"),
+    "pooler": ("pooler/dense", "layers/pooler/dense"),
+    "sentence_pair": ("sentence_pair", "layers/classifier_head"),
+    "classifier": ("classifier",),
+    "replaced_token_detection": ("replaced_token_detection", "layers/replaced_token_head"),
+}
 _PARTS = (Encoder, MaskedLanguageModelHead, Pooler, ClassifierHead, ReplacedTokenHead)
 
 
@@ -63,7 +72,7 @@ def open_keras(path):
     parts.pop(encoder.name)
     variables = _by_our_names({"encoder": encoder} | parts)
     entries = {name: Entry(name, (Part(name),), rows_of(name)) for name in variables}
-    return WeightSource("Keras", path, _description(model, encoder, parts), entries, _Variables(variables))
+    return WeightSource("Keras", path, _description(path, model, encoder, parts), entries, _Variables(variables))
 
 
 def _load_whole(path, local):
@@ -84,7 +93,7 @@ def _load_weights(path, local):
 
     try:
         with h5py.File(local, "r") as file:
-            heads = [name for name in HEADS if name in file and len(file[name])]
+            heads = [name for name in HEADS if any(place in file for place in _H5_GROUPS[name])]
     except OSError as error:
         raise InputError(f"{path} is damaged, or no HDF5 file: {error}") from None
     model = _model(description, heads)
@@ -106,14 +115,17 @@ def _by_our_names(parts):
     return variables
 
 
-def _description(model, encoder, parts):
+def _description(path, model, encoder, parts):
     fields = {}
     if isinstance(model, EncoderWithHeads):
         fields = {name: getattr(model, name) for name in ("labels", "objective", "pieces", "lower_case")}
         fields["pooling"] = model.pooling if model.classifier is not None else None
     elif poolers := [layer for layer in parts.values() if isinstance(layer, Pooler)]:
         fields["pooling"] = poolers[0].pooling
-    return ModelDescription(encoder=encoder.config, vocabulary_size=encoder.vocabulary_size, **fields)
+    files = other_tokenizer_files(path.rpartition("/")[0] or ".")
+    return ModelDescription(
+        encoder=encoder.config, vocabulary_size=encoder.vocabulary_size, tokenizer_files=files, **fields
+    )
 
 
 def _model(description, heads):
@@ -139,15 +151,21 @@ def write_keras(source, folder):
         folder: an empty or new one.
 
     Returns:
-        our names of tensors that were left out: none.
+        our names of tensors that were left out: those of heads that the model does not know.
     """
     has = {name.partition("/")[0] for name in source.names}
-    model = _model(source.description, [name for name in HEADS if name in has])
-    variables = _by_our_names({"encoder": model.encoder} | {name: getattr(model, name) for name in has - {"encoder"}})
+    heads = [name for name in HEADS if name in has]
+    model = _model(source.description, heads)
+    variables = _by_our_names({"encoder": model.encoder} | {name: getattr(model, name) for name in heads})
     if missing := sorted(set(variables) - set(source.names)):
         raise InputError(f"{source.path} lacks {', '.join(missing)}: the model would not be whole")
-    for name in source.names:
-        variables[name].assign(source.read_padded(name))
+    for name, variable in variables.items():
+        array = source.read_padded(name)
+        if array.shape != tuple(variable.shape):
+            raise InputError(
+                f"{source.path}: {name} has shape {array.shape} where its model has {tuple(variable.shape)}"
+            )
+        variable.assign(array.astype(np.float32, copy=False))
     storage.make_folder(folder)
     source.description.save(folder)
     with tempfile.TemporaryDirectory(prefix="keras-") as temporary:
@@ -155,4 +173,4 @@ def write_keras(source, folder):
         model.save(local)
         with open(local, "rb") as file, storage.atomic_writer(storage.join(folder, _NAME)) as target:
             shutil.copyfileobj(file, target, 16 << 20)
-    return ()
+    return tuple(name for name in source.names if name not in variables)

@@ -1,8 +1,11 @@
 """Loading weights into a model, and telling of every tensor what became of it."""
 
+import collections
 import dataclasses
 import math
+import os
 import re
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +14,7 @@ from trainer.errors import InputError
 from trainer.models.encoder import padded_vocabulary_size
 from trainer.weights.description import differing_fields
 from trainer.weights.source import rows_of
+from trainer.weights.surgery import unshare_layers
 
 # What may differ between a model and the weights it starts from: it changes no meaning of any tensor, or their shapes tell.
 _MAY_DIFFER = {
@@ -30,6 +34,8 @@ _MAY_DIFFER = {
     "padding_id",
     "pooler_activation",
 }
+# Threads that read and lay out tensors; more than a few do not help, since memory is what they wait for.
+_READERS = min(4, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Report:
         padded: our names of those that were filled up with rows of zeros to a multiple of what matrix units like.
         missing: our names of tensors that the source lacks; they keep their initial values.
         unused: names of tensors that the model has no place for.
+        ignored: names of tensors that say nothing about a model, such as an optimizer's.
         parameters: numbers loaded.
     """
 
@@ -51,6 +58,7 @@ class Report:
     padded: tuple
     missing: tuple
     unused: tuple
+    ignored: tuple
     parameters: int
 
     def summary(self):
@@ -70,6 +78,8 @@ class Report:
             yield f"missing  {name} (initialized anew)"
         for name in self.unused:
             yield f"unused   {name}"
+        for name in self.ignored:
+            yield f"ignored  {name}"
 
 
 def _allowed(names, patterns, option):
@@ -96,6 +106,8 @@ def check_architecture(source, encoder):
         InputError: with every field that differs.
     """
     different = differing_fields(encoder, source.description.encoder, _MAY_DIFFER)
+    if not encoder.share_layers:
+        different.pop("share_layers", None)  # one layer serves as all, see `load_weights`
     if "epsilon" in different and abs(encoder.epsilon - source.description.encoder.epsilon) < 1e-6:
         del different["epsilon"]
     if different:
@@ -137,28 +149,53 @@ def check_vocabulary(source, pieces):
     )
 
 
-def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
-    """Reads weights into variables, one tensor at a time; nothing is changed unless everything fits.
+def check_same_vocabulary(source, description):
+    """Refuses weights that were trained with another vocabulary than that of a model, as far as either is known.
+
+    Args:
+        source: `Weights`.
+        description: `ModelDescription` of the model.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    if description.pieces is not None:
+        check_vocabulary(source, description.pieces)
+    elif source.description.vocabulary_size != description.vocabulary_size:
+        raise InputError(
+            f"{source.path} was trained with {source.description.vocabulary_size:,} tokens, the model has "
+            f"{description.vocabulary_size:,}"
+        )
+
+
+def load_weights(source, variables, *, kept=(), allow_missing=(), allow_unused=()):
+    """Reads weights into variables, a few tensors at a time; nothing is changed unless everything fits.
 
     Heads that the source lacks keep their initial values, and heads that the model lacks are not read; the report says
-    so. Anything else that is missing or left over is an error.
+    so. Anything else that is missing or left over is an error. A layer that all layers of the source share becomes each
+    layer of a model that does not share them.
 
     Args:
         source: `Weights`.
         variables: `{our name: variable}`, names without the model's own.
-        allow_missing: regular expressions of our names that may be missing besides heads.
+        kept: our names of other variables of the model, which keep the values they have.
+        allow_missing: regular expressions of our names that may be missing besides whole heads.
         allow_unused: regular expressions of their names that may be left over besides heads.
 
     Returns:
         `Report`.
 
     Raises:
-        InputError: naming all that does not fit.
+        InputError: naming all that does not fit, before any variable is changed; or if bytes turn out to be damaged when
+            they are read.
     """
+    if source.description.encoder.share_layers and any(name.startswith("encoder/layer_1/") for name in variables):
+        source = unshare_layers(source)
     missing = [name for name in variables if name not in source.names]
-    heads = [name for name in missing if not name.startswith("encoder/")]
-    refused = _allowed([name for name in missing if name not in heads], allow_missing, "allow_missing_weights")
-    left = [name for name in source.names if name not in variables]
+    parts = {name.partition("/")[0] for name in source.names} | {"encoder"}
+    partly = [name for name in missing if name.partition("/")[0] in parts]
+    refused = _allowed(partly, allow_missing, "allow_missing_weights")
+    left = [name for name in source.names if name not in variables and name not in kept]
     left_encoder = [source.origin(name) for name in left if name.startswith("encoder/")]
     unexpected = _allowed([*source.unknown, *left_encoder], allow_unused, "allow_unused_weights")
     problems = [f"{name} is missing" for name in refused]
@@ -171,16 +208,38 @@ def load_weights(source, variables, *, allow_missing=(), allow_unused=()):
             f"{source.path} ({source.kind}) does not fit the model:\n  {listed}\n"
             "What may differ can be allowed by name: allow_missing_weights, allow_unused_weights (regular expressions)."
         )
-    padded, parameters = [], 0
-    for name in wanted:
-        array = source.read_padded(name)
-        parameters += math.prod(source.shape(name))
-        if array.shape != source.shape(name):
-            padded.append(name)
-        variables[name].assign(tf.convert_to_tensor(array.astype(np.float32, copy=False)))
-    loaded = {name: source.origin(name) for name in wanted}
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        for name, value in _ahead(pool, lambda name: _read_value(source, name), wanted):
+            variables[name].assign(value)
     unused = [source.origin(name) for name in left] + list(source.unknown)
-    return Report(source.kind, source.path, loaded, tuple(padded), tuple(missing), tuple(unused), parameters)
+    return Report(
+        source.kind,
+        source.path,
+        loaded={name: source.origin(name) for name in wanted},
+        padded=tuple(name for name in wanted if source.shape(name) != tuple(variables[name].shape)),
+        missing=tuple(missing),
+        unused=tuple(unused),
+        ignored=tuple(source.ignored),
+        parameters=sum(math.prod(source.shape(name)) for name in wanted),
+    )
+
+
+def _read_value(source, name):
+    """Returns one of our tensors as a float32 tensor on the CPU, with its padding."""
+    with tf.device("CPU:0"):
+        return tf.convert_to_tensor(source.read_padded(name).astype(np.float32, copy=False))
+
+
+def _ahead(pool, function, arguments):
+    """Yields (argument, result) in order, while threads work on the next few: never many results wait in memory."""
+    waiting = collections.deque()
+    for argument in arguments:
+        waiting.append((argument, pool.submit(function, argument)))
+        if len(waiting) > _READERS:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for argument, future in waiting:
+        yield argument, future.result()
 
 
 def _shape_problem(source, name, variable):

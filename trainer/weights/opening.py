@@ -1,17 +1,18 @@
 """Opening weights, whatever they are: what kind, which architecture, which of our tensors they hold."""
 
 import dataclasses
-import json
 import re
 
 from trainer import storage
 from trainer.errors import InputError
+from trainer.models.encoder import padded_vocabulary_size
 from trainer.weights import hugging_face, tensorflow1
-from trainer.weights.description import VOCABULARY_NAME, ModelDescription, looks_lower_cased, read_pieces
+from trainer.weights.description import ModelDescription
 from trainer.weights.keras_files import open_keras
 from trainer.weights.own_checkpoint import describe_checkpoint, open_checkpoint
 from trainer.weights.source import WeightSource
-from trainer.weights.tensors import CheckpointTensors, SafetensorsFiles, TorchFile
+from trainer.weights.tensors import CheckpointTensors, SafetensorsFiles, TorchFiles
+from trainer.weights.tokenizer_files import read_json, read_tokenizer
 
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
 
@@ -65,27 +66,23 @@ def _folder_and_file(path):
     return folder or ".", file
 
 
-def _read_config(folder, names, config, keys):
+def _read_config(folder, config, keys):
     """Returns the content of the configuration beside weights: the one file that has the keys."""
     if config is not None:
         if not storage.exists(config):
             raise InputError(f"there is no configuration {config}")
-        return _json(config)
+        return read_json(config)
+    names = [name for name in storage.listing(folder) if name.endswith(".json")]
     for name in sorted(names, key=lambda name: (name != "config.json", name)):
-        if name.endswith(".json"):
-            content = _json(storage.join(folder, name), damaged_is_none=name != "config.json")
-            if isinstance(content, dict) and any(key in content for key in keys):
-                return content
+        try:
+            content = read_json(storage.join(folder, name))
+        except InputError:
+            if name in ("config.json", "bert_config.json"):
+                raise
+            continue  # not ours to judge
+        if any(key in content for key in keys):
+            return content
     raise InputError(f"{folder} has no configuration (config.json, bert_config.json) beside the weights: give one")
-
-
-def _json(path, damaged_is_none=False):
-    try:
-        return json.loads(storage.read_text(path))
-    except ValueError as error:
-        if damaged_is_none:
-            return None
-        raise InputError(f"{path} is not JSON: {error}") from None
 
 
 def _safetensors_or_torch(folder, file, names):
@@ -96,41 +93,39 @@ def _safetensors_or_torch(folder, file, names):
         if name in names:
             return [storage.join(folder, name)]
         if f"{name}.index.json" in names:
-            index = _json(storage.join(folder, f"{name}.index.json"))
-            return [storage.join(folder, part) for part in sorted(set(index["weight_map"].values()))]
+            path = storage.join(folder, f"{name}.index.json")
+            places = read_json(path).get("weight_map")
+            if not isinstance(places, dict) or not places:
+                raise InputError(f"{path} is damaged: it has no weight_map")
+            return [storage.join(folder, part) for part in sorted(set(places.values()))]
     others = [name for name in names if name.endswith(".safetensors")]
     return [storage.join(folder, others[0])] if len(others) == 1 else []
 
 
 def _hugging_face(path, folder, config, files):
-    names = storage.listing(folder)
-    content = _read_config(folder, names, config, ("model_type", "hidden_size", "dim"))
+    if missing := [file for file in files if not storage.exists(file)]:
+        raise InputError(f"there is no file {', '.join(missing)}")
+    content = _read_config(folder, config, ("model_type", "hidden_size", "dim"))
     encoder = hugging_face.encoder_config(content)
     scheme = hugging_face.scheme_of(content)
-    if files[0].endswith(".safetensors"):
-        tensors = SafetensorsFiles(files)
-    elif len(files) == 1:
-        tensors = TorchFile(files[0])
-    else:
-        raise InputError(f"{path}: pickles in several files are not read; convert them to safetensors")
+    tensors = (SafetensorsFiles if files[0].endswith(".safetensors") else TorchFiles)(files)
     actual = _actual_names(tensors.shapes, scheme)
-    entries, used = _present(scheme.entries(encoder), actual)
-    unknown = [name for name in tensors.shapes if name not in used and not hugging_face.IGNORED.search(name)]
-    labels = content.get("id2label") or {}
-    labels = tuple(labels[key] for key in sorted(labels, key=int)) if "classifier/classifier/kernel" in entries else ()
-    objective = {"regression": "regression", "multi_label_classification": "multi_label"}.get(
-        content.get("problem_type"), "single_label"
-    )
-    description = ModelDescription(
-        encoder=encoder,
-        vocabulary_size=content["vocab_size"],
-        labels=labels,
-        objective=objective if labels else None,
-        pooling="cls" if labels else None,
-        **_tokenizer(folder, names),
-    )
+    classifies = scheme.classifier is not None and actual(f"{scheme.classifier}.weight") is not None
+    entries = _present(scheme.entries(encoder, classifies), actual)
+    if encoder.prediction_bias and "masked_language_model/output_bias" not in entries:
+        entries = _without(entries, "masked_language_model")  # ModernBERT's classifiers have layers of these names, too
+    if "pooler/pooler/kernel" not in entries:
+        entries = _without(entries, "classifier")  # what classifies every token goes by the same name
+    classifier = {}
+    if "classifier/classifier/kernel" in entries:
+        count = entries["classifier/classifier/kernel"].shape(tensors.shapes)[-1]
+        labels, objective = hugging_face.classes(content, count)
+        classifier = {"labels": labels, "objective": objective, "pooling": "cls"}
+    size = _vocabulary_size(path, entries, tensors, content.get("vocab_size"))
+    description = _description(folder, encoder=encoder, vocabulary_size=size, **classifier)
+    others = _others(entries, tensors, lambda name: hugging_face.ignored(name, content))
     kind = f"Hugging Face, {hugging_face.model_type_of(content)}"
-    return WeightSource(kind, path, description, entries, tensors, tuple(unknown))
+    return WeightSource(kind, path, description, entries, tensors, *others)
 
 
 def _actual_names(shapes, scheme):
@@ -153,16 +148,57 @@ def _actual_names(shapes, scheme):
 
 
 def _present(entries, actual):
-    """Returns `{our name: Entry}` of the entries whose tensors are there, by their actual names, and the names used."""
-    found, used = {}, set()
+    """Returns `{our name: Entry}` of the entries whose tensors are there, by their actual names."""
+    found = {}
     for entry in entries:
         names = [actual(part.name) for part in entry.parts]
-        if None in names:
-            continue
-        parts = tuple(dataclasses.replace(part, name=name) for part, name in zip(entry.parts, names, strict=True))
-        found[entry.name] = dataclasses.replace(entry, parts=parts)
-        used.update(names)
-    return found, used
+        if None not in names:
+            parts = tuple(dataclasses.replace(part, name=name) for part, name in zip(entry.parts, names, strict=True))
+            found[entry.name] = dataclasses.replace(entry, parts=parts)
+    return found
+
+
+def _without(entries, head):
+    return {name: entry for name, entry in entries.items() if not name.startswith(f"{head}/")}
+
+
+def _vocabulary_size(path, entries, tensors, stated):
+    """Returns the number of tokens: what the configuration states, or the rows of the table of word embeddings.
+
+    Raises:
+        InputError: if the two do not go together. There may be rows of padding as models here have.
+    """
+    table = entries.get("encoder/embeddings/word_embeddings/embeddings")
+    if table is None:
+        raise InputError(f"{path} has no word embeddings; it holds {', '.join(list(tensors.shapes)[:5])}, ...")
+    rows = table.shape(tensors.shapes)[0]
+    if stated in (None, rows):
+        return rows
+    if rows == padded_vocabulary_size(stated):
+        return stated
+    raise InputError(f"{path} has word embeddings of {rows:,} tokens, and its configuration says vocab_size {stated:,}")
+
+
+def _description(folder, **fields):
+    """Returns the `ModelDescription` of fields and the tokenizer in a folder.
+
+    Raises:
+        InputError: if there are more pieces than tokens.
+    """
+    description = ModelDescription(**fields, **read_tokenizer(folder))
+    if len(description.pieces or ()) > description.vocabulary_size:
+        raise InputError(
+            f"the vocabulary in {folder} has {len(description.pieces):,} pieces and the weights "
+            f"{description.vocabulary_size:,} tokens: they do not belong together"
+        )
+    return description
+
+
+def _others(entries, tensors, is_ignored):
+    """Returns the names of the tensors that no entry takes: those that are unknown, and those that say nothing."""
+    used = {part.name for entry in entries.values() for part in entry.parts}
+    rest = [name for name in tensors.shapes if name not in used]
+    return tuple(n for n in rest if not is_ignored(n)), tuple(n for n in rest if is_ignored(n))
 
 
 def _checkpoint_prefix(folder, file, names, path):
@@ -171,35 +207,29 @@ def _checkpoint_prefix(folder, file, names, path):
         stem = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
         return stem if storage.exists(f"{stem}.index") or storage.exists(stem) else None
     stems = [name.removesuffix(".index") for name in names if name.endswith(".index")]
+    if not stems:  # of version 1, in which a checkpoint is one file
+        stems = [name.removesuffix(".meta") for name in names if name.endswith(".meta")]
+        stems = [stem for stem in stems if stem in names]
     if len(stems) > 1:
         raise InputError(f"{folder} holds several TensorFlow checkpoints: name one of {', '.join(stems)}")
     return storage.join(folder, stems[0]) if stems else None
 
 
 def _tensorflow1(path, folder, config, prefix):
-    names = storage.listing(folder)
     tensors = CheckpointTensors(prefix)
-    content = _read_config(folder, names, config, ("hidden_size", "num_attention_heads"))
+    content = _read_config(folder, config, ("hidden_size", "num_attention_heads"))
     encoder = tensorflow1.encoder_config(tensors.shapes, content)
     kind = tensorflow1.model_type(tensors.shapes, content)
     scheme = tensorflow1.SCHEMES[kind]
-    entries, used = _present(scheme.entries(encoder), lambda name: name if name in tensors.shapes else None)
-    unknown = [name for name in tensors.shapes if name not in used and not tensorflow1.IGNORED.search(name)]
-    size = tensors.shapes[f"{scheme.base}embeddings/word_embeddings"][0]
-    description = ModelDescription(encoder=encoder, vocabulary_size=size, **_tokenizer(folder, names))
-    return WeightSource(f"TensorFlow 1, {kind}", path, description, entries, tensors, tuple(unknown))
-
-
-def _tokenizer(folder, names):
-    """Returns the fields of `ModelDescription` that are about the tokenizer beside weights."""
-    settings = _json(storage.join(folder, "tokenizer_config.json")) if "tokenizer_config.json" in names else {}
-    whole = _json(storage.join(folder, "tokenizer.json")) if "tokenizer.json" in names else {}
-    pieces = read_pieces(storage.join(folder, VOCABULARY_NAME))
-    model = whole.get("model") or {}
-    if pieces is None and model.get("type") == "WordPiece":
-        pieces = tuple(sorted(model["vocab"], key=model["vocab"].get))
-    if pieces is None:
-        kept = ("tokenizer", "vocab.", "merges.", "special_tokens", "spiece.", "sentencepiece")
-        return {"tokenizer_files": tuple(storage.join(folder, name) for name in names if name.startswith(kept))}
-    lower_case = settings.get("do_lower_case", (whole.get("normalizer") or {}).get("lowercase"))
-    return {"pieces": pieces, "lower_case": looks_lower_cased(pieces) if lower_case is None else lower_case}
+    entries = _present(scheme.entries(encoder), lambda name: name if name in tensors.shapes else None)
+    if tensorflow1.has_discriminator(tensors.shapes):
+        entries = _without(entries, "masked_language_model")  # the generator's, which is another encoder
+    classifier = {}
+    if "classifier/classifier/kernel" in entries:
+        count = entries["classifier/classifier/kernel"].shape(tensors.shapes)[-1]
+        labels = tuple(f"LABEL_{number}" for number in range(count))
+        classifier = {"labels": labels, "objective": "single_label", "pooling": "cls"}
+    size = _vocabulary_size(path, entries, tensors, content.get("vocab_size"))
+    description = _description(folder, encoder=encoder, vocabulary_size=size, **classifier)
+    others = _others(entries, tensors, lambda name: tensorflow1.ignored(name, tensors.shapes))
+    return WeightSource(f"TensorFlow 1, {kind}", path, description, entries, tensors, *others)

@@ -1,5 +1,7 @@
 """Checkpoints of this trainer as a source of weights."""
 
+import re
+
 from trainer import storage
 from trainer.errors import InputError
 from trainer.training.checkpoint_content import VALUE_SUFFIX
@@ -21,8 +23,8 @@ def checkpoint_location(path):
     """
     folder = str(path).rstrip("/")
     parent, _, name = folder.rpartition("/")
-    if name.startswith("step_"):
-        return parent, int(name.removeprefix("step_"))
+    if match := re.fullmatch(r"step_(\d+)", name):
+        return parent or ".", int(match[1])
     inside = storage.join(folder, "checkpoints")
     return (inside if storage.exists(inside) else folder), None
 

@@ -3,9 +3,13 @@
 import dataclasses
 
 from trainer import storage
+from trainer.data.tokenizer_file import FILE_NAME, FileVocabulary, load_file_vocabulary
+from trainer.data.vocabulary import make_vocabulary
+from trainer.errors import InputError
 from trainer.models.architecture import EncoderConfig
-from trainer.weights.description import FILE_NAME, load_description
+from trainer.weights import description as descriptions
 from trainer.weights.opening import read_description
+from trainer.weights.tokenizer_files import other_tokenizer_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,38 @@ def pretrained_encoder(
     return PretrainedEncoder(weights, {name: value for name, value in changes.items() if value is not None})
 
 
+def starts_from(encoder):
+    """Returns the weights that a task's encoder is taken from, or None if it is an `EncoderConfig` of its own."""
+    return None if isinstance(encoder, EncoderConfig) else encoder.weights
+
+
+def vocabulary_of(description):
+    """Returns the `Vocabulary` that travels with weights.
+
+    Args:
+        description: `ModelDescription`.
+
+    Raises:
+        InputError: if there is none that is known here.
+    """
+    if description.pieces is not None:
+        return make_vocabulary(description.pieces)
+    for path in description.tokenizer_files:
+        if path.endswith(f"/{FILE_NAME}"):
+            return load_file_vocabulary(path)
+    raise InputError(
+        "there is no vocabulary beside the initial weights, neither vocab.txt nor tokenizer.json: give one (the vocabulary "
+        "that they were trained with)"
+    )
+
+
+def tokenizer_fields(vocabulary):
+    """Returns the fields of `ModelDescription` that say how texts become ids: `pieces`, or `tokenizer_files`."""
+    if isinstance(vocabulary, FileVocabulary):
+        return {"tokenizer_files": other_tokenizer_files(vocabulary.path.rpartition("/")[0] or ".")}
+    return {"pieces": vocabulary.pieces}
+
+
 def encoder_for(encoder, run_directory):
     """Returns the `EncoderConfig` that a task was given, or that of the weights it was told to go by."""
     return encoder if isinstance(encoder, EncoderConfig) else encoder.resolve(run_directory)
@@ -72,7 +108,14 @@ def description_for(weights, run_directory):
     Raises:
         InputError: if there are no such weights.
     """
-    own = storage.join(run_directory.path, FILE_NAME)
-    if storage.exists(own) and storage.listing(run_directory.checkpoints_path):
-        return load_description(run_directory.path)
-    return read_description(weights)
+    return own_description(run_directory) or read_description(weights)
+
+
+def own_description(run_directory):
+    """Returns the `ModelDescription` of a run that has trained already; None before, or outside of any run."""
+    if run_directory is None:
+        return None
+    described = storage.exists(storage.join(run_directory.path, descriptions.FILE_NAME))
+    if described and storage.listing(run_directory.checkpoints_path):
+        return descriptions.load_description(run_directory.path)
+    return None

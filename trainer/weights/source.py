@@ -29,6 +29,7 @@ class Weights(abc.ABC):
         description: `ModelDescription`.
         names: our names of the tensors there are.
         unknown: names elsewhere of tensors that belong to nothing we know.
+        ignored: names elsewhere of tensors that say nothing about the model, such as an optimizer's.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Weights(abc.ABC):
     description: ModelDescription
     names: tuple
     unknown: tuple = ()
+    ignored: tuple = ()
 
     @abc.abstractmethod
     def origin(self, name):
@@ -68,7 +70,7 @@ class WeightSource(Weights):
         description: `ModelDescription`.
         entries: `{our name: Entry}` of the tensors it holds.
         tensors: the `Tensors` that entries read from.
-        unknown: names of tensors that belong to nothing we know.
+        unknown, ignored: names of the other tensors in the files, see `Weights`.
     """
 
     kind: str
@@ -77,6 +79,7 @@ class WeightSource(Weights):
     entries: dict
     tensors: object
     unknown: tuple = ()
+    ignored: tuple = ()
 
     @property
     def names(self):

@@ -1,10 +1,11 @@
-"""Changing the vocabulary or the positions of weights before they are loaded or written.
+"""Changing the vocabulary, the positions or the layers of weights before they are loaded or written.
 
 Rows of the word embeddings and of the output bias move together. As in bert4keras, a compound token's row is the mean of
 the rows of its pieces.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from trainer.data.tokenization import Tokenizer
 from trainer.data.vocabulary import SPECIAL_TOKENS, UNKNOWN, make_vocabulary
 from trainer.errors import InputError
 from trainer.weights.source import Weights, rows_of
+from trainer.weights.tokenizer_files import looks_lower_cased
 
 _EMBEDDINGS = "encoder/embeddings/word_embeddings/embeddings"
 _POSITIONS = "encoder/embeddings/position_embeddings/embeddings"
@@ -27,7 +29,8 @@ class _Changed(Weights):
 
     def __init__(self, source, description):
         self._source, self.description = source, description
-        self.kind, self.path, self.names, self.unknown = source.kind, source.path, source.names, source.unknown
+        self.kind, self.path, self.names = source.kind, source.path, source.names
+        self.unknown, self.ignored = source.unknown, source.ignored
 
     def origin(self, name):
         """See `Weights.origin`."""
@@ -57,7 +60,8 @@ class _ChangedTokens(_Changed):
         array = self._source.read(name)
         if rows_of(name) != "tokens":
             return array
-        result = np.zeros((len(self._mixtures), *array.shape[1:]), array.dtype)
+        array = array.astype(np.float32, copy=False)  # sums of half-precision numbers would lose much
+        result = np.zeros((len(self._mixtures), *array.shape[1:]), np.float32)
         single = np.array([ids[0] if len(ids) == 1 else -1 for ids, _ in self._mixtures])
         result[single >= 0] = array[single[single >= 0]]
         for row, (ids, weights) in enumerate(self._mixtures):
@@ -72,8 +76,8 @@ class _ChangedTokens(_Changed):
         return result
 
 
-def _changed(source, pieces, mixtures, seed=0):
-    description = dataclasses.replace(source.description, vocabulary_size=len(mixtures), pieces=pieces)
+def _changed(source, pieces, mixtures, seed=0, **fields):
+    description = dataclasses.replace(source.description, vocabulary_size=len(mixtures), pieces=pieces, **fields)
     return _ChangedTokens(source, description, mixtures, seed)
 
 
@@ -82,8 +86,9 @@ def keep_tokens(source, ids, compounds=()):
 
     Args:
         source: `Weights`.
-        ids: old ids of the tokens to keep, in their new order; the new id is the place.
-        compounds: for each token to append, the old ids whose mean it begins as, or (ids, weights).
+        ids: old ids of the tokens to keep, in their new order; the new id is the place. None for all.
+        compounds: for each token to append, the ids whose mean it begins as, or (ids, weights). They are new ids, as in
+            bert4keras: places in `ids`.
 
     Returns:
         a source with the changed vocabulary.
@@ -91,27 +96,48 @@ def keep_tokens(source, ids, compounds=()):
     Raises:
         InputError: if an id is not there or kept twice, or `[PAD]` does not stay at 0.
     """
-    size = source.description.vocabulary_size
-    mixtures = [((int(number),), None) for number in ids]
+    ids = range(source.description.vocabulary_size) if ids is None else ids
+    kept = [_token_id(number, source.description.vocabulary_size, source.path) for number in ids]
+    if len(set(kept)) != len(kept):
+        raise InputError("a token id is kept twice")
+    mixtures = [((number,), None) for number in kept]
     for compound in compounds:
         weighted = len(compound) == 2 and not np.isscalar(compound[0])
-        numbers, weights = compound if weighted else (compound, None)
-        mixtures.append((tuple(int(number) for number in numbers), weights))
-    for numbers, _ in mixtures:
-        if bad := [number for number in numbers if not 0 <= number < size]:
-            raise InputError(f"there is no token id {bad[0]}: {source.path} has {size:,} tokens")
-    if len(set(ids)) != len(ids):
-        raise InputError("a token id is kept twice")
-    pieces = source.description.pieces
-    if pieces is not None:
-        if not len(ids) or ids[0] != 0:
-            raise InputError(f"the first token to keep must be {pieces[0]} with id 0: 0 is padding everywhere here")
-        names = ["".join(pieces[n].removeprefix("##") for n in numbers) for numbers, _ in mixtures[len(ids) :]]
-        kept = tuple(pieces[number] for number in ids)
-        if twice := [name for name in names if name in kept] or [name for name in names if names.count(name) > 1]:
-            raise InputError(f"the compound token {twice[0]!r} is in the vocabulary already")
-        pieces = (*kept, *names)
-    return _changed(source, pieces, mixtures)
+        places, weights = compound if weighted else (compound, None)
+        if not len(places) or (weights is not None and len(weights) != len(places)):
+            raise InputError(f"a compound token is a list of ids, or (ids, as many weights); not {compound!r}")
+        places = [_token_id(place, len(kept), "what is kept") for place in places]
+        mixtures.append((tuple(kept[place] for place in places), weights))
+    if source.description.pieces is None:
+        return _changed(source, None, mixtures)
+    pieces = _all_pieces(source.description)
+    if kept[:1] != [0]:
+        raise InputError(f"the first token to keep must be {pieces[0]} with id 0: 0 is padding everywhere here")
+    names = ["".join(pieces[number].removeprefix("##") for number in numbers) for numbers, _ in mixtures[len(kept) :]]
+    taken = [pieces[number] for number in kept]
+    if twice := [name for place, name in enumerate(names) if name in taken or name in names[:place]]:
+        raise InputError(f"the compound token {twice[0]!r} is in the vocabulary already")
+    return _changed(source, (*taken, *names), mixtures)
+
+
+def _token_id(number, size, what):
+    """Returns a token id as an integer; raises InputError if it is none below the size."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < size:
+        raise InputError(f"there is no token id {number!r}: {what} has {size:,} tokens")
+    return int(number)
+
+
+def _all_pieces(description):
+    """Returns the pieces of a description, and names for tokens of its that the vocabulary does not name."""
+    pieces = description.pieces
+    return (*pieces, *_unused_names(pieces, description.vocabulary_size - len(pieces)))
+
+
+def _unused_names(pieces, count):
+    """Returns as many names `[unusedN]` that are not among the pieces."""
+    taken = set(pieces)
+    names = (name for number in itertools.count() if (name := f"[unused{number}]") not in taken)
+    return tuple(itertools.islice(names, count))
 
 
 def change_vocabulary(source, pieces, seed=0):
@@ -136,7 +162,7 @@ def change_vocabulary(source, pieces, seed=0):
         raise InputError(f"{source.path} has no WordPiece vocabulary beside it: what its ids mean is not known")
     ids = {piece: number for number, piece in enumerate(old)}
     unknown = ids.get(UNKNOWN)
-    tokenizer = Tokenizer(make_vocabulary(old), lower_case=False)
+    tokenizer = Tokenizer(make_vocabulary(old), lower_case=source.description.lower_case is True)
     others = [piece for piece in pieces if piece not in ids]
     numbers, lengths = tokenizer.tokenize([_text_of(piece) for piece in others])
     split = dict(zip(others, np.split(numbers, np.cumsum(lengths)[:-1]) if others else [], strict=True))
@@ -150,7 +176,8 @@ def change_vocabulary(source, pieces, seed=0):
         usable = parts and unknown not in parts and not _is_special(piece)
         counts["composed" if usable else "new"] += 1
         mixtures.append((parts if usable else (), None))
-    return _changed(source, tuple(pieces), mixtures, seed), counts
+    lower_case = looks_lower_cased(pieces)
+    return _changed(source, tuple(pieces), mixtures, seed, lower_case=lower_case, tokenizer_files=()), counts
 
 
 def _is_special(piece):
@@ -177,13 +204,7 @@ def grow_vocabulary(source, size, seed=0):
         raise InputError(f"{source.path} has {old:,} tokens: {size:,} are fewer (keep_tokens takes some away)")
     pieces = source.description.pieces
     if pieces is not None:
-        taken, number, added = set(pieces), 0, []
-        while len(added) < size - old:
-            name = f"[unused{number}]"
-            number += 1
-            if name not in taken:
-                added.append(name)
-        pieces = (*pieces, *added)
+        pieces = (*pieces, *_unused_names(pieces, size - len(pieces)))
     mixtures = [((number,), None) for number in range(old)] + [((), None)] * (size - old)
     return _changed(source, pieces, mixtures, seed)
 
@@ -241,3 +262,39 @@ def change_positions(source, length, method="hierarchical", alpha=0.4):
         )
     encoder = dataclasses.replace(config, max_length=length, hierarchical_alpha=None)
     return _ChangedPositions(source, dataclasses.replace(source.description, encoder=encoder), method, alpha)
+
+
+class _Unshared(_Changed):
+    """A source whose one layer stands for all."""
+
+    def __init__(self, source, description):
+        super().__init__(source, description)
+        shared = [name for name in source.names if name.startswith("encoder/layer_0/")]
+        self._origins = {name: name for name in source.names if name not in shared}
+        for layer in range(description.encoder.num_layers):
+            self._origins |= {name.replace("layer_0", f"layer_{layer}", 1): name for name in shared}
+        self.names = tuple(self._origins)
+
+    def origin(self, name):
+        return self._source.origin(self._origins[name])
+
+    def shape(self, name):
+        return self._source.shape(self._origins[name])
+
+    def read(self, name):
+        return self._source.read(self._origins[name])
+
+
+def unshare_layers(source):
+    """Gives each layer its own copy of the one that all share (ALBERT), as bert4keras's `albert_unshared`.
+
+    Args:
+        source: `Weights` of a model with shared layers.
+
+    Raises:
+        InputError: if it shares none.
+    """
+    if not source.description.encoder.share_layers:
+        raise InputError(f"{source.path} has no shared layers")
+    encoder = dataclasses.replace(source.description.encoder, share_layers=False)
+    return _Unshared(source, dataclasses.replace(source.description, encoder=encoder))

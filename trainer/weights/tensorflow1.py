@@ -70,9 +70,26 @@ SCHEMES = {
 }
 
 # What an optimizer left behind, and counters.
-IGNORED = re.compile(
+_IGNORED = re.compile(
     r"(^|/)(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|ag|LMBOptimizer.*)$|^(beta[12]_power|signal_early_stop)"
 )
+# ELECTRA's generator is another, smaller encoder beside the discriminator.
+_GENERATOR = ("generator/", "generator_predictions/")
+
+
+def ignored(name, shapes):
+    """Returns whether a tensor belongs to no model, or to the generator beside a discriminator, which is the model.
+
+    Args:
+        name: of a tensor.
+        shapes: `{name: shape}` of all of them.
+    """
+    return bool(_IGNORED.search(name)) or (name.startswith(_GENERATOR) and has_discriminator(shapes))
+
+
+def has_discriminator(shapes):
+    """Returns whether the encoder of ELECTRA's checkpoint is the discriminator, and not a generator alone."""
+    return any(name.startswith(("discriminator_predictions/", "generator/")) for name in shapes)
 
 
 def model_type(shapes, config):
@@ -94,10 +111,10 @@ def model_type(shapes, config):
         )
     if any(name.startswith("bert/encoder/transformer/group_0/") for name in shapes):
         return "albert"
+    if config.get("use_relative_position") or config.get("model_type") == "nezha":
+        return "nezha"
     if "bert/embeddings/position_embeddings" in shapes:
         return "bert"
-    if config.get("use_relative_position"):
-        return "nezha"
     return "roformer" if "bert/embeddings/LayerNorm/gamma" in shapes else "roformer_v2"
 
 
@@ -109,14 +126,21 @@ def encoder_config(shapes, config):
     """
     kind = model_type(shapes, config)
     for name in ("num_attention_heads", "num_hidden_layers", "hidden_size"):
-        if name not in config:
+        if config.get(name) is None:
             raise InputError(f"the configuration beside the checkpoint has no {name!r}, which its tensors do not tell")
     theirs = config.get("hidden_act", "gelu")
     if theirs not in ACTIVATIONS:
         raise InputError(f"the activation {theirs!r} is not known; known are {', '.join(ACTIVATIONS)}")
-    fields = taken(config, FIELDS) | {"confine_attention": False, "padding_id": 0}
+    try:
+        return _config(kind, shapes, config, theirs)
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputError(f"the configuration beside the checkpoint describes no model: {error}") from None
+
+
+def _config(kind, shapes, config, activation):
+    fields = {"confine_attention": False, "padding_id": 0} | taken(config, FIELDS)
     # ALBERT's own code computes "gelu" by tanh. BERT's did by erf, then by tanh; all who read its files compute by erf.
-    fields["activation"] = "gelu_tanh" if theirs == "gelu" and kind == "albert" else ACTIVATIONS[theirs]
+    fields["activation"] = "gelu_tanh" if activation == "gelu" and kind == "albert" else ACTIVATIONS[activation]
     base = SCHEMES[kind].base
     size = shapes[f"{base}embeddings/word_embeddings"][1]
     fields["embedding_size"] = None if size == fields["hidden_size"] else size
@@ -159,7 +183,7 @@ def family(description, names):
 def json_config(kind, description):
     """Returns the content of `bert_config.json`, a dict, for a key into `SCHEMES` and a `ModelDescription`."""
     config = description.encoder
-    content = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items() if theirs != "pad_token_id"}
+    content = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
     names = {"gelu": "gelu", "gelu_tanh": "gelu_new" if kind != "albert" else "gelu"}
     content |= {
         "vocab_size": description.vocabulary_size,
@@ -173,18 +197,25 @@ def json_config(kind, description):
     return content
 
 
-def check_same(kind, ours, back):
-    """Raises InputError unless the configuration that reading gives back is the model's own in all that computes."""
-    free = {
-        "confine_attention",
-        "rematerialize",
-        "padding_id",
-        "pooler_activation",
-        "prediction_transform",
-        "prediction_bias",
-    }
-    free |= set() if ours.positions == "learned" else {"max_length"}
-    for name, (value, read) in differing_fields(ours, back, free).items():
+def check_same(kind, description, back, names):
+    """Raises InputError unless what reading gives back is the model's own in all that computes.
+
+    Args:
+        kind: key into `SCHEMES`.
+        description: `ModelDescription`.
+        back: `EncoderConfig` that is read.
+        names: our names of the model's tensors.
+    """
+    scheme, has = SCHEMES[kind], {name.partition("/")[0] for name in names}
+    free = {"confine_attention", "rematerialize"}
+    free |= set() if "pooler" in has and scheme.pooler else {"pooler_activation"}
+    free |= set() if "masked_language_model" in has else {"prediction_transform", "prediction_bias"}
+    for name, (value, read) in differing_fields(description.encoder, back, free).items():
         raise InputError(
             f"a TensorFlow 1 checkpoint of the kind {kind} has no encoder.{name} = {value!r} (it would be read as {read!r})"
+        )
+    if "classifier" in has and scheme.classifier_variables and (description.pooling != "cls" or "pooler" not in has):
+        raise InputError(
+            "the classifier of a TensorFlow 1 checkpoint stands on the first token and a dense layer; this model has "
+            f"pooling {description.pooling!r}{'' if 'pooler' in has else ' and no dense layer'}"
         )

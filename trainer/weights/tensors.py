@@ -3,14 +3,18 @@
 import abc
 import json
 import math
+import os
+import shlex
 import struct
+import tempfile
+import threading
 
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 from trainer import storage
-from trainer.errors import InputError
+from trainer.errors import InputError, StorageFailed
 
 SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -28,7 +32,7 @@ _LARGEST_HEADER_BYTES = 100_000_000  # what the library of the format allows
 
 
 class Tensors(abc.ABC):
-    """Named tensors that are read when they are asked for.
+    """Named tensors that are read when they are asked for, also by several threads at once.
 
     Attributes:
         shapes: `{name: tuple}` of all of them.
@@ -44,8 +48,6 @@ class Tensors(abc.ABC):
 class SafetensorsFiles(Tensors):
     """The tensors of one or several safetensors files (https://github.com/huggingface/safetensors).
 
-    A local file is mapped into memory, so that only what is read takes any; of another the bytes of each tensor are read.
-
     Args:
         paths: of the files.
 
@@ -57,34 +59,35 @@ class SafetensorsFiles(Tensors):
         self.shapes, self._places = {}, {}
         for path in paths:
             header, start = _safetensors_header(path)
-            content = None if storage.is_remote(path) else np.memmap(path, np.uint8, "r")
             end = storage.size(path)
             for name, entry in header.items():
-                if name == "__metadata__":
-                    continue
-                self._add(path, name, entry, start, end, content)
+                if name != "__metadata__":
+                    self._add(path, name, entry, start, end)
 
-    def _add(self, path, name, entry, start, end, content):
+    def _add(self, path, name, entry, start, end):
         try:
             dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
             first, last = (start + offset for offset in entry["data_offsets"])
+            fits = start <= first <= last <= end and last - first == math.prod(shape) * dtype.itemsize
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path} is damaged, or of an unknown kind: it describes {name!r} by {entry}") from None
-        if not start <= first <= last <= end or last - first != math.prod(shape) * dtype.itemsize:
+        if not fits:
             raise InputError(f"{path} is truncated or damaged: tensor {name!r} does not fit into its {end:,} bytes")
+        if name in self.shapes:
+            raise InputError(f"{path} holds the tensor {name!r}, which another file holds, too")
         self.shapes[name] = shape
-        self._places[name] = (path, content, first, last, dtype)
+        self._places[name] = (path, first, last - first, dtype)
 
     def read(self, name):
-        path, content, first, last, dtype = self._places[name]
-        if content is not None:
-            data = content[first:last]
-        else:
+        path, first, size, dtype = self._places[name]
+        if storage.is_remote(path):
             with tf.io.gfile.GFile(path, "rb") as file:
                 file.seek(first)
-                data = np.frombuffer(file.read(last - first), np.uint8)
-            if len(data) != last - first:
-                raise InputError(f"{path} is truncated: tensor {name!r} has {len(data):,} of {last - first:,} bytes")
+                data = np.frombuffer(file.read(size), np.uint8)
+        else:  # a mapping into memory would be slower, and its pages count as the program's
+            data = np.fromfile(path, np.uint8, size, offset=first)
+        if len(data) != size:
+            raise InputError(f"{path} is truncated: tensor {name!r} has {len(data):,} of {size:,} bytes")
         return data.view(dtype).reshape(self.shapes[name])
 
 
@@ -115,57 +118,95 @@ class CheckpointTensors(Tensors):
 
     def __init__(self, prefix):
         try:
-            self._reader = tf.train.load_checkpoint(prefix)
+            self._reader = tf.compat.v1.train.NewCheckpointReader(prefix)
         except (tf.errors.OpError, ValueError) as error:
             raise InputError(f"{prefix} is not a TensorFlow checkpoint, or is damaged: {error}") from None
         self.prefix = prefix
+        self._one_at_a_time = threading.Lock()  # as the reader is made for
+        types = self._reader.get_variable_to_dtype_map()
         self.shapes = {name: tuple(shape) for name, shape in self._reader.get_variable_to_shape_map().items()}
+        if storage.exists(f"{prefix}.index"):
+            self._check_size(sum(math.prod(shape) * types[name].size for name, shape in self.shapes.items()))
+
+    def _check_size(self, least):
+        folder, _, stem = self.prefix.rpartition("/")
+        parts = [name for name in storage.listing(folder or ".") if name.startswith(f"{stem}.data-")]
+        size = sum(storage.size(storage.join(folder or ".", name)) for name in parts)
+        if size < least:
+            raise InputError(f"{self.prefix} is truncated: its data files have {size:,} bytes, its tensors {least:,}")
 
     def read(self, name):
         try:
-            return self._reader.get_tensor(name)
-        except tf.errors.OpError as error:
-            raise InputError(f"{self.prefix} is damaged: tensor {name!r} cannot be read: {error.message}") from None
+            with self._one_at_a_time:
+                return self._reader.get_tensor(name)
+        except (tf.errors.OpError, RuntimeError) as error:
+            raise InputError(f"{self.prefix} is damaged: tensor {name!r} cannot be read: {error}") from None
 
 
-class TorchFile(Tensors):
-    """The tensors of a file of PyTorch's, which is a pickle: only PyTorch's weights-only reader is let near it.
+class TorchFiles(Tensors):
+    """The tensors of files of PyTorch's, which are pickles: only PyTorch's weights-only reader is let near them.
 
     Args:
-        path: of the file.
+        paths: of the files.
 
     Raises:
-        InputError: if PyTorch is not installed, or the file holds anything but tensors.
+        InputError: if PyTorch is not installed, or a file holds anything but tensors.
     """
 
-    def __init__(self, path):
+    def __init__(self, paths):
         try:
             import torch
         except ModuleNotFoundError:
             raise InputError(
-                f"{path} is a pickle, which could run any program; reading its tensors alone takes PyTorch, which is not "
-                "installed. Install it, or convert the file where it is:\n"
-                f"  python -c 'import torch, safetensors.torch as s; s.save_file({{k: v.contiguous().clone() for k, v in "
-                f'torch.load("{path}", weights_only=True, map_location="cpu").items()}}, "model.safetensors")\''
+                f"{paths[0]} is a pickle, which could run any program; reading its tensors alone takes PyTorch, which is "
+                f"not installed. Install it, or convert it with a Python that has it, and safetensors:\n  {_command(paths)}"
             ) from None
-        try:
-            self._tensors = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        except (OSError, RuntimeError, ValueError) as first:
-            try:  # files of before PyTorch 1.6 cannot be mapped into memory
-                self._tensors = torch.load(path, weights_only=True, map_location="cpu")
-            except Exception as error:
-                raise InputError(f"{path} cannot be read as tensors alone: {error or first}") from None
-        except Exception as error:  # an unpickling error: what it holds is not tensors
-            raise InputError(f"{path} cannot be read as tensors alone: {error}") from None
-        self._tensors = {name: value for name, value in self._tensors.items() if isinstance(value, torch.Tensor)}
-        self._torch = torch
+        self._torch, self._tensors = torch, {}
+        for path in paths:
+            self._tensors |= self._load(path)
         self.shapes = {name: tuple(value.shape) for name, value in self._tensors.items()}
+
+    def _load(self, path):
+        """Returns `{name: tensor}`."""
+        if storage.is_remote(path):
+            with tempfile.TemporaryDirectory(prefix="torch-") as folder:
+                local = os.path.join(folder, "file")
+                storage.copy_file(path, local)
+                content = self._read_pickle(path, local, mmap=False)
+        else:
+            content = self._read_pickle(path, path, mmap=True)
+        if not isinstance(content, dict):
+            raise InputError(f"{path} holds no named tensors, but a {type(content).__name__}")
+        tensors = {name: value for name, value in content.items() if isinstance(value, self._torch.Tensor)}
+        if not tensors:
+            raise InputError(f"{path} holds no named tensors; it holds {', '.join(map(str, list(content)[:5]))}")
+        return tensors
+
+    def _read_pickle(self, path, local, mmap):
+        try:
+            return self._torch.load(local, weights_only=True, map_location="cpu", mmap=mmap)
+        except Exception as error:  # among others one that says that files of before PyTorch 1.6 cannot be mapped
+            if mmap:
+                return self._read_pickle(path, local, mmap=False)
+            raise InputError(f"{path} cannot be read as tensors alone: {error}") from None
 
     def read(self, name):
         value = self._tensors[name].detach()
         if value.dtype == self._torch.bfloat16:
             return value.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)
         return value.numpy()
+
+
+def _command(paths):
+    """Returns the command line that makes `model.safetensors` of files of PyTorch's, beside them."""
+    target = storage.join(paths[0].rpartition("/")[0] or ".", "model.safetensors")
+    program = (
+        "import torch, safetensors.torch as s; "
+        f"tensors = {{k: v.contiguous().clone() for path in {list(paths)!r} "
+        'for k, v in torch.load(path, weights_only=True, map_location="cpu").items()}; '
+        f"s.save_file(tensors, {target!r})"
+    )
+    return f"python -c {shlex.quote(program)}"
 
 
 def write_safetensors(path, tensors, metadata=None):
@@ -196,17 +237,23 @@ def write_safetensors(path, tensors, metadata=None):
             file.write(array.tobytes() if storage.is_remote(path) else array.data)
 
 
-def write_checkpoint(prefix, arrays):
+def write_checkpoint(prefix, tensors):
     """Writes a TensorFlow checkpoint with plain names, as TensorFlow 1 did.
 
     Args:
         prefix: path without suffix, local or `gs://`.
-        arrays: `{name: NumPy array}`.
+        tensors: `{name: tensor on the CPU}`.
+
+    Raises:
+        StorageFailed: if writing fails.
     """
-    with tf.device("CPU:0"):
-        tf.raw_ops.SaveV2(
-            prefix=prefix,
-            tensor_names=list(arrays),
-            shape_and_slices=[""] * len(arrays),
-            tensors=[tf.constant(array) for array in arrays.values()],
-        )
+    try:
+        with tf.device("CPU:0"):
+            tf.raw_ops.SaveV2(
+                prefix=prefix,
+                tensor_names=list(tensors),
+                shape_and_slices=[""] * len(tensors),
+                tensors=list(tensors.values()),
+            )
+    except tf.errors.OpError as error:
+        raise StorageFailed(f"cannot write {prefix}: {error.message}") from error

@@ -6,13 +6,12 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import storage
-from trainer.data.vocabulary import CLASSIFICATION, MASK, PADDING, SEPARATOR, UNKNOWN, file_content
 from trainer.errors import InputError
 from trainer.training.checkpoints import CheckpointManager
 from trainer.weights import hugging_face, tensorflow1
-from trainer.weights.description import VOCABULARY_NAME
 from trainer.weights.keras_files import write_keras
 from trainer.weights.tensors import write_checkpoint, write_safetensors
+from trainer.weights.tokenizer_files import write_tokenizer
 
 FORMATS = ("checkpoint", "hugging_face", "tensorflow1", "keras")
 _MODEL_NAME = "converted"  # our names follow the model's in a checkpoint; when they are read, it does not matter
@@ -51,7 +50,8 @@ def write_weights(source, folder, kind, architecture=None):
 
 def _entries(scheme, source):
     """Returns the entries of a scheme that a source can fill, and our names of what the scheme has no place for."""
-    entries = [entry for entry in scheme.entries(source.description.encoder) if entry.name in source.names]
+    classifies = "classifier/classifier/kernel" in source.names
+    entries = [entry for entry in scheme.entries(source.description.encoder, classifies) if entry.name in source.names]
     named = {entry.name for entry in entries}
     left_out = [name for name in source.names if name not in named]
     if lost := [name for name in left_out if name.startswith("encoder/")]:
@@ -64,9 +64,7 @@ def _write_hugging_face(source, folder, architecture):
     kind = architecture or hugging_face.family(description, source.names)
     if kind not in hugging_face.SCHEMES:
         raise InputError(f"architecture {kind!r} is none of {', '.join(hugging_face.SCHEMES)}")
-    hugging_face.check_family(kind, description)
-    if "classifier/classifier/kernel" in source.names:
-        hugging_face.check_classifier(kind, description, source.names)
+    hugging_face.check_family(kind, description, source.names)
     entries, left_out = _entries(hugging_face.SCHEMES[kind], source)
     tensors, last = [], {}
 
@@ -81,39 +79,18 @@ def _write_hugging_face(source, folder, architecture):
         for number, part in enumerate(entry.parts):
             make = functools.partial(array_of, entry, number)
             tensors.append((part.name, np.float32, entry.written_shape(number, shape), make))
+    tensors += [
+        (name, np.float32, array.shape, lambda array=array: array)
+        for name, array in hugging_face.buffers(kind, description.encoder).items()
+    ]
     storage.make_folder(folder)
     write_safetensors(storage.join(folder, "model.safetensors"), tensors, {"format": "pt"})
     storage.write_json(
         storage.join(folder, "config.json"),
         hugging_face.json_config(kind, description, [entry.name for entry in entries]),
     )
-    _write_tokenizer(description, folder)
+    write_tokenizer(description, folder)
     return left_out
-
-
-def _write_tokenizer(description, folder):
-    """Writes the files by which Hugging Face's tokenizers, and ours, treat texts as the model needs."""
-    for path in description.tokenizer_files:
-        storage.copy_file(path, storage.join(folder, path.rpartition("/")[2]))
-    if description.pieces is None:
-        return
-    storage.write_bytes(storage.join(folder, VOCABULARY_NAME), file_content(description.pieces))
-    special = {
-        "unk_token": UNKNOWN,
-        "sep_token": SEPARATOR,
-        "pad_token": PADDING,
-        "cls_token": CLASSIFICATION,
-        "mask_token": MASK,
-    }
-    settings = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True if description.lower_case is None else description.lower_case,
-        "tokenize_chinese_chars": True,
-        "strip_accents": None,
-        "model_max_length": description.encoder.longest_row,
-    }
-    storage.write_json(storage.join(folder, "tokenizer_config.json"), settings | special)
-    storage.write_json(storage.join(folder, "special_tokens_map.json"), special)
 
 
 def _write_tensorflow1(source, folder, architecture):
@@ -123,26 +100,41 @@ def _write_tensorflow1(source, folder, architecture):
     if kind not in tensorflow1.SCHEMES:
         raise InputError(f"architecture {kind!r} is none of {', '.join(tensorflow1.SCHEMES)}")
     entries, left_out = _entries(tensorflow1.SCHEMES[kind], source)
-    arrays = {}
-    for entry in entries:
-        array = np.asarray(source.read(entry.name), np.float32)
-        for number, part in enumerate(entry.parts):
-            arrays[part.name] = entry.write(number, array)
+    tensors = {}
+    with tf.device("CPU:0"):
+        for entry in entries:
+            array = np.asarray(source.read(entry.name), np.float32)
+            for number, part in enumerate(entry.parts):
+                tensors[part.name] = tf.constant(entry.write(number, array))
     content = tensorflow1.json_config(kind, description)
-    back = tensorflow1.encoder_config({name: array.shape for name, array in arrays.items()}, content)
-    tensorflow1.check_same(kind, description.encoder, back)
+    back = tensorflow1.encoder_config({name: tuple(tensor.shape) for name, tensor in tensors.items()}, content)
+    tensorflow1.check_same(kind, description, back, source.names)
     storage.make_folder(folder)
-    write_checkpoint(storage.join(folder, "bert_model.ckpt"), arrays)
+    write_checkpoint(storage.join(folder, "bert_model.ckpt"), tensors)
     storage.write_json(storage.join(folder, "bert_config.json"), content)
-    if description.pieces is not None:
-        storage.write_bytes(storage.join(folder, VOCABULARY_NAME), file_content(description.pieces))
+    write_tokenizer(description, folder)
     return left_out
 
 
+class _UnreadVariable:
+    """Stands for a variable when a checkpoint is written; its value is read then, and not held any longer."""
+
+    def __init__(self, source, name):
+        self._source, self._name = source, name
+
+    @property
+    def value(self):
+        """What a Keras variable has a TensorFlow one in."""
+        return self
+
+    def read_value(self):
+        """Returns the value as a tensor."""
+        with tf.device("CPU:0"):
+            return tf.constant(self._source.read_padded(self._name), tf.float32)
+
+
 def _write_own(source, folder):
-    variables = {
-        f"{_MODEL_NAME}/{name}": tf.Variable(np.asarray(source.read_padded(name), np.float32)) for name in source.names
-    }
+    variables = {f"{_MODEL_NAME}/{name}": _UnreadVariable(source, name) for name in source.names}
     storage.make_folder(folder)
     source.description.save(folder)
     checkpoints = storage.join(folder, "checkpoints")

@@ -1,0 +1,205 @@
+"""Classifying texts with a trained model: of people, of files, and in a SavedModel."""
+
+import dataclasses
+import functools
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import storage
+from trainer.data.labelled_rows import LENGTH_STEP, expand_columns
+from trainer.data.labelled_texts import read_labelled_texts
+from trainer.errors import InputError
+
+PAIR_SEPARATOR = "\t"
+_TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl")
+_BATCH = 32
+# So many texts take longer to compute at a greater length than a program for their own takes to compile, roughly.
+_WORTH_COMPILING = 256
+
+
+def texts_in_file(data, path):
+    """Returns the texts of a file, pairs with a tab between.
+
+    Args:
+        data: `OpenedTexts`, whose columns a table or JSON lines must have, but for the label.
+        path: `.tsv`, `.csv` or `.jsonl`; anything else holds a text a line.
+    """
+    if os.path.splitext(path)[1].lower() not in _TABLE_SUFFIXES:
+        return [line for line in storage.read_text(path).splitlines() if line.strip()]
+    found = read_labelled_texts(path, dataclasses.replace(data.settings.text_format(), file_format="auto"))
+    if found.second is None:
+        return found.first
+    return [
+        PAIR_SEPARATOR.join(text.replace(PAIR_SEPARATOR, " ") for text in pair)
+        for pair in zip(found.first, found.second, strict=True)
+    ]
+
+
+def split_pairs(texts):
+    """Returns the first and the second texts of pairs with a tab between.
+
+    Raises:
+        InputError: naming the text that is no pair.
+    """
+    first, second = [], []
+    for number, text in enumerate(texts):
+        parts = text.split(PAIR_SEPARATOR)
+        if len(parts) != 2 or not all(part.strip() for part in parts):
+            raise InputError(
+                f"text {number + 1} is no pair: the model was trained on two texts, give both with a tab between: {text!r}"
+            )
+        first.append(parts[0])
+        second.append(parts[1])
+    return first, second
+
+
+def padded_length(num_tokens, longest):
+    """Returns the length of the rows in which so many tokens are computed: 16, 32, 48, 64, 96, 128, 192, ...
+
+    Padding is at most a third, beyond 16, and models with up to 512 tokens need ten programs at most.
+    """
+    step = max(LENGTH_STEP, 1 << max(0, int(num_tokens - 1).bit_length() - 2))
+    return min(-(-num_tokens // step) * step, longest)
+
+
+def batches_by_length(num_tokens, longest):
+    """Divides texts into batches of about equal length, in few shapes.
+
+    Args:
+        num_tokens: `[texts]` tokens of each.
+        longest: length that no row exceeds.
+
+    Returns:
+        list of (numbers of texts `[batch]`, length), of which the last of each length is filled up with its last text.
+    """
+    order = np.argsort(num_tokens, kind="stable")
+    lengths, counts = np.unique([padded_length(int(number), longest) for number in num_tokens], return_counts=True)
+    size = min(_BATCH, len(order))
+    batches, start, end = [], 0, 0
+    for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+        end += count
+        if end - start < _WORTH_COMPILING and end < len(order):
+            continue  # too few for a program of their own: they go with the next longer ones
+        for first in range(start, end, size):
+            part = order[first : min(first + size, end)]
+            batches.append((np.pad(part, (0, size - len(part)), mode="edge"), length))
+        start = end
+    return batches
+
+
+@functools.lru_cache(maxsize=2)
+def _program(task, model):
+    """Returns the compiled function from rows to probabilities; whoever asks again does not compile again."""
+
+    @tf.function(jit_compile=True)
+    def compute(token_ids, segment_ids, document_ids):
+        return task.objective.probabilities(model(token_ids, task.segments(segment_ids), document_ids))
+
+    return compute
+
+
+def classify(task, model, texts, top_k):
+    """Classifies texts.
+
+    Args:
+        task: `Classification`.
+        model: `ClassificationModel`.
+        texts: list of strings; of pairs with a tab between.
+        top_k: number of classes that are told with their probabilities.
+
+    Returns:
+        list of dicts, one a text: `text`, `text_pair` of pairs, and what `Objective.answer` says.
+    """
+    first, second = split_pairs(texts) if task.data.pairs else (texts, None)
+    encoded = task.data.encode(first, second)
+
+    compute = _program(task, model)
+    probabilities = np.zeros((len(texts), task.objective.num_outputs), np.float32)
+    for numbers, length in batches_by_length(encoded.num_tokens, encoded.length):
+        columns = encoded.columns(numbers)
+        columns["token_ids"] = columns["token_ids"][:, :length]
+        probabilities[numbers] = compute(**expand_columns(columns)).numpy()
+    answers = []
+    for number, text in enumerate(first):
+        pair = {} if second is None else {"text_pair": second[number]}
+        answers.append({"text": text} | pair | task.objective.answer(probabilities[number], top_k))
+    return answers
+
+
+def show_answers(answers, console):
+    """Prints what `classify` returned.
+
+    Args:
+        answers: list of dicts.
+        console: `rich.console.Console`.
+    """
+    for answer in answers:
+        text = " | ".join(answer[name] for name in ("text", "text_pair") if name in answer)
+        console.print(text, style="bold", markup=False)
+        if "value" in answer:
+            console.print(f"  {answer['value']:.4g}", markup=False)
+            continue
+        listed = "  ".join(f"{name} {probability:.3f}" for name, probability in answer["probabilities"].items())
+        labels = f"{', '.join(answer['labels']) or 'none'}:  " if "labels" in answer else ""
+        console.print(f"  {labels}{listed}", markup=False)
+
+
+def answer_table(task, answers):
+    """Returns the rows of a table, lists of texts, the header first.
+
+    Args:
+        task: `Classification`.
+        answers: what `classify` returned.
+
+    Returns:
+        the columns `text`, `text_pair` of pairs, then `value`, or `label` (`labels`, with the separator of the data) and
+        `probability_NAME` for each class, empty where the answer does not tell it.
+    """
+    names = ["text", "text_pair"] if task.data.pairs else ["text"]
+    if task.config.objective == "regression":
+        rows = [[*(answer[name] for name in names), f"{answer['value']:.9g}"] for answer in answers]
+        return [[*names, "value"], *map(_without_separators, rows)]
+    several = task.config.objective == "multi_label"
+    header = [*names, "labels" if several else "label"]
+    rows = []
+    for answer in answers:
+        label = task.data.settings.label_separator.join(answer["labels"]) if several else answer["label"]
+        told = answer["probabilities"]
+        shown = [f"{told[name]:.6f}" if name in told else "" for name in task.objective.class_names]
+        rows.append([*(answer[name] for name in names), label, *shown])
+    header += [f"probability_{name}" for name in task.objective.class_names]
+    return list(map(_without_separators, [header, *rows]))
+
+
+def _without_separators(cells):
+    """Returns cells as a table can hold them: white space of any kind is a space."""
+    return [" ".join(cell.split()) for cell in cells]
+
+
+def serving_signatures(task, model):
+    """Returns the functions of a SavedModel, for any number of rows of any length that the encoder can read.
+
+    Args:
+        task: `Classification`.
+        model: `ClassificationModel`.
+    """
+    rows = tf.TensorSpec([None, None], tf.int32, name="token_ids")
+    segments = tf.TensorSpec([None, None], tf.int32, name="segment_ids")
+    name = "value" if task.config.objective == "regression" else "probabilities"
+
+    @tf.function(input_signature=[rows, segments])
+    def classify_rows(token_ids, segment_ids):
+        documents = tf.cast(token_ids != 0, tf.int32)
+        logits = model(token_ids, task.segments(segment_ids), documents)
+        probabilities = task.objective.probabilities(logits)
+        return {name: probabilities[:, 0] if name == "value" else probabilities}
+
+    @tf.function(input_signature=[rows, segments])
+    def encode(token_ids, segment_ids):
+        documents = tf.cast(token_ids != 0, tf.int32)
+        hidden = model.encoder(token_ids, task.segments(segment_ids), documents)
+        return {"hidden": tf.cast(hidden, tf.float32)}
+
+    return {"serving_default": classify_rows.get_concrete_function(), "encode": encode.get_concrete_function()}
