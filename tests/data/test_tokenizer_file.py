@@ -1,6 +1,7 @@
 """Tokenizers from `tokenizer.json`: the ids of the library, and of Hugging Face's own classes around it."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_files_that_are_none_are_refused(tmp_path, path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="damaged"):
         load_file_vocabulary(str(tmp_path / "tokenizer.json"))
-    content = json.loads(open(path).read())
+    content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     content["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="puts 0 tokens around"):
