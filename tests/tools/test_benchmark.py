@@ -11,7 +11,17 @@ import pytest
 import rich.console
 
 from tools.benchmark import __main__ as program
-from tools.benchmark import accumulation, checkpoint, optimizers, processes, reader, rounds, startup, step
+from tools.benchmark import (
+    accumulation,
+    checkpoint,
+    fine_tuning,
+    optimizers,
+    processes,
+    reader,
+    rounds,
+    startup,
+    step,
+)
 from tools.benchmark.peers import protocol
 from tools.benchmark.settings import Settings
 from tools.benchmark.tables import show
@@ -124,6 +134,27 @@ def test_optimizers_measures_all_parameters_of_bert():
     base = optimizers.bert_shapes(num_layers=12, hidden_size=768, feed_forward_size=3072, vocabulary_size=30522)
     # Devlin et al. 2018 say 110M; with the head's matrix, normalisation and bias, without the pooler.
     assert sum(map(math.prod, base)) == 109_514_298
+
+
+def test_fine_tuning_holds_peers_in_any_order_against_our_sorted_predictions():
+    peer = "hugging_face_classifier"
+    given = {
+        "step": {fine_tuning.OURS: answers([0.5], [1.0]), peer: answers([1.0], [3.0])},
+        "predict": {fine_tuning.OURS: answers([2.0], [2.0]), peer: answers([3.0], [5.0])},
+        "predict_in_order": {peer: answers([6.0], [6.0])},
+    }
+    findings = fine_tuning.summarize(given, {})
+    against = {mode: findings.numbers[mode]["ours_against_it"][peer] for mode in given}
+    assert against == {"step": [2.0, 3.0], "predict": [1.5, 2.5], "predict_in_order": [3.0, 3.0]}
+    assert findings.numbers["step"]["examples_per_second"][fine_tuning.OURS] == [64.0, 32.0]
+
+
+def test_synthetic_sentences_are_as_long_as_they_say():
+    settings = {"sentences": 400, "length": 64, "vocabulary_size": 5000}
+    ids, lengths = protocol.synthetic_sentences(settings)
+    assert ids.shape == (400, 64) and ids.dtype == np.int32
+    np.testing.assert_array_equal((ids != 0).sum(axis=1), lengths)
+    assert lengths.min() >= 4 and lengths.max() == 64 and 20 < lengths.mean() < 26
 
 
 def test_reader_is_compared_within_each_round():
@@ -295,6 +326,18 @@ def test_optimizers_subject_runs_without_pytorch(tmp_path):
     }
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in update["seconds"].values())
     assert len(numbers["wrapper_cost"]) == 2
+
+
+@pytest.mark.slow  # compiles the step and three programs of predictions
+def test_fine_tuning_subject_runs_without_pytorch(tmp_path):
+    path = tmp_path / "numbers.json"
+    nowhere = ["--peer_python", f"hugging_face_classifier={tmp_path / 'nowhere'}"]
+    assert program.main(["fine_tuning", "--json", str(path), *nowhere, *tiny_options()]) == 0
+    numbers = json.loads(path.read_text())["subjects"]["fine_tuning"]
+    assert set(numbers["absent"]) == {"hugging_face_classifier"}
+    assert all(
+        rate > 0 for mode in ("step", "predict") for rate in numbers[mode]["examples_per_second"]["bert-trainer"]
+    )
 
 
 @pytest.mark.slow  # starts the program twice and compiles the step

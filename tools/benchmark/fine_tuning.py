@@ -52,7 +52,8 @@ def measure(settings, report):
         for mode in _MODES:
             report(f"{settings.rounds} rounds of {_MODES[mode]}")
             able = {name: process for name, process in present.items() if mode in process.information["modes"]}
-            answers[mode] = take_turns(able, settings.rounds, mode=mode, seconds=settings.round_seconds / 2)
+            if able:
+                answers[mode] = take_turns(able, settings.rounds, mode=mode, seconds=settings.round_seconds / 2)
     return summarize(answers, absent)
 
 
