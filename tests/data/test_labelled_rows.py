@@ -176,8 +176,9 @@ def files(tmp_path):
 
 def opened(files, objective="single_label", **options):
     """Opens the files."""
-    settings = {"train": f"{files}/train.tsv", "held_out": f"{files}/dev.tsv", "vocabulary": f"{files}/vocab.txt"}
-    return ClassificationData(**settings | options).open(objective, report=lambda line: None)
+    settings = {"train": f"{files}/train.tsv", "held_out": f"{files}/dev.tsv"}
+    data = ClassificationData(**settings | options)
+    return data.open(objective, load_vocabulary(f"{files}/vocab.txt"), report=lambda line: None)
 
 
 def test_an_epoch_holds_every_example_once_wherever_it_stands_in_the_file(files):
@@ -243,7 +244,6 @@ def test_a_held_out_label_that_training_lacks_is_refused_by_name(files):
         ({"class_names": ["0"]}, "class_names names one class alone, '0'"),
         ({"class_names": ["0", "1", "0"]}, "class_names has a name twice"),
         ({"class_names": ["0", "2"]}, "train.tsv line 22: the label '1' is none of the classes, which class_names has"),
-        ({"vocabulary": "nowhere"}, "there is no vocabulary file nowhere"),
         ({"lanes": 0}, "lanes is 0"),
     ],
 )
