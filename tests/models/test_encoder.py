@@ -10,7 +10,6 @@ from keras import ops
 from trainer import randomness
 from trainer.models.architecture import EncoderConfig
 from trainer.models.attention import document_positions
-from trainer.models.costs import forward_flops
 from trainer.models.encoder import Encoder, padded_vocabulary_size
 from trainer.models.heads import MaskedLanguageModelHead
 from trainer.models.layers import gather_positions
@@ -203,24 +202,6 @@ def test_hidden_states_at_positions_are_those_of_whole_rows(confine, remateriali
         strict=True,
     ):
         np.testing.assert_allclose(tf.convert_to_tensor(one), tf.convert_to_tensor(other), atol=1e-5, err_msg=name)
-
-
-def test_the_cost_formula_counts_the_products_of_the_graph():
-    model = PretrainingModel(CONFIG, VOCABULARY, pairs=False, seed=1)
-    model.build()
-    length, predictions, batch = 16, 3, 2
-    rows = tf.TensorSpec([batch, length], tf.int32)
-    graph = tf.function(model.call).get_concrete_function(
-        rows, rows, rows, tf.TensorSpec([batch, predictions], tf.int32)
-    )
-    operations = 0
-    for operation in graph.graph.get_operations():
-        if operation.type in ("MatMul", "BatchMatMulV2"):
-            transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
-            contracted = operation.inputs[0].shape[-2 if transposed else -1]
-            operations += 2 * contracted * operation.outputs[0].shape.num_elements()
-    expected = forward_flops(CONFIG, length=length, predictions=predictions, vocabulary_size=VOCABULARY)
-    assert operations == batch * sum(expected)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from trainer.models.architecture import EncoderConfig
-from trainer.models.layers import Dropout, dense, gather_positions
+from trainer.models.layers import Dropout, dense
 
 # The attention logit (always float32) of what may not be seen: exp() of it is zero, and a row in which nothing may be
 # seen, padding, gives a uniform, finite answer instead of NaN.
@@ -192,14 +192,15 @@ class SelfAttention(keras.layers.Layer):
         (query,) = self._heads(query, 1)
         return query, *self._heads(key_value, 2)
 
-    def call(self, x, visible, places=None, positions=None, attention_bias=None, keys=None):
+    def call(self, x, visible, places=None, queries=None, positions=None, attention_bias=None, keys=None):
         """Attends.
 
         Args:
             x: `[batch, length, hidden]`.
             visible: `[batch, 1, queries or 1, length]` booleans, see `visible_tokens`.
             places: `Places` of the row; None where the architecture has none in attention.
-            positions: `[batch, queries]` integers: the tokens that attend; None for all.
+            queries: `[batch, queries, hidden]`, the tokens that attend; None for all of `x`.
+            positions: `[batch, queries]` integers: where `queries` stand in `x`.
             attention_bias: `[batch, heads or 1, queries or 1, length]` float32 to be added to the logits, or None.
             keys: `Keys` of the examples, or None for no dropout.
 
@@ -207,11 +208,11 @@ class SelfAttention(keras.layers.Layer):
             `[batch, queries, hidden]`.
         """
         config, places = self.config, places or Places()
-        if positions is None:
+        if queries is None:
             query, key, value = self._heads(self.query_key_value(x), 3)
             query_places = places
         else:
-            query, key, value = self._project_some(gather_positions(x, positions), x)
+            query, key, value = self._project_some(queries, x)
             query_places = places.at(positions)
         num_queries = ops.shape(query)[1]
         if places.cosine is not None:
@@ -222,7 +223,7 @@ class SelfAttention(keras.layers.Layer):
         logits = ops.matmul(query, key)
         if places.relative is not None:
             relative = ops.cast(query_places.relative, x.dtype)
-            of_rows = "bhqd,bqkd->bhqk" if positions is not None else "bhqd,qkd->bhqk"
+            of_rows = "bhqd,bqkd->bhqk" if queries is not None else "bhqd,qkd->bhqk"
             logits = logits + ops.einsum(of_rows, query, relative)
         logits = ops.cast(logits, "float32")
         if attention_bias is not None:
@@ -232,7 +233,7 @@ class SelfAttention(keras.layers.Layer):
         probabilities = self.dropout(probabilities, keys=keys)
         mixed = ops.matmul(probabilities, value)
         if places.relative is not None:
-            of_rows = "bhqk,bqkd->bhqd" if positions is not None else "bhqk,qkd->bhqd"
+            of_rows = "bhqk,bqkd->bhqd" if queries is not None else "bhqk,qkd->bhqd"
             mixed = mixed + ops.einsum(of_rows, probabilities, relative)
         mixed = ops.transpose(mixed, (0, 2, 1, 3))
         return self.output_projection(ops.reshape(mixed, (-1, num_queries, config.hidden_size)))

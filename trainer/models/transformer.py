@@ -72,16 +72,19 @@ class TransformerLayer(keras.layers.Layer):
         Returns:
             `[batch, length, hidden]`, or `[batch, positions, hidden]`.
         """
-        residual, condition_here = x, condition
+        residual, condition_here, queries = x, condition, None
         if positions is not None:
-            residual = gather_positions(x, positions)
+            # Gathered once, and normalised again rather than gathered again: of two gathers, one before and one after a
+            # normalisation, XLA makes gradients on the CPU at which it aborts ("Check failed: ... scatter").
+            residual = queries = gather_positions(x, positions)
             if condition is not None and condition.shape[1] != 1:
                 condition_here = gather_positions(condition, positions)
         if self.norms_before and self.attention_norm is not None:
             x = normalize(self.attention_norm, x, condition)
-        attended = self.attention(
-            x, visible, places=places, positions=positions, attention_bias=attention_bias, keys=keys
-        )
+            if positions is not None:
+                queries = normalize(self.attention_norm, residual, condition_here)
+        given = {"places": places, "queries": queries, "positions": positions, "attention_bias": attention_bias}
+        attended = self.attention(x, visible, **given, keys=keys)
         x = residual + self.attention_dropout(attended, keys=keys)
         if self.norms_before:
             return x + self._feed_forward(normalize(self.output_norm, x, condition_here), keys)
