@@ -62,9 +62,8 @@ def _parser():
     parser.add_argument(
         "--top_k",
         type=int,
-        default=5,
         metavar="K",
-        help="predict: answers for each mask, or likeliest classes (default: 5)",
+        help="predict: answers for each mask, or likeliest classes (default: 5; in files of --output all classes)",
     )
     parser.add_argument(
         "--format",

@@ -23,6 +23,8 @@ from trainer.training.run_lock import RunLock
 from trainer.weights.model_weights import ModelWeights
 from trainer.weights.writing import write_weights
 
+_SHOWN_ANSWERS = 5
+
 
 def run_mode(arguments, config):
     """Runs a mode.
@@ -146,7 +148,7 @@ def _at_least_one(texts):
 
 
 def _predict(arguments, config, run):
-    if arguments.top_k < 1:
+    if arguments.top_k is not None and arguments.top_k < 1:
         raise InputError(f"--top_k must be at least 1, got {arguments.top_k}")
     texts = _texts(arguments)
     console = _console(sys.stderr)  # standard output holds the answers alone
@@ -157,7 +159,10 @@ def _predict(arguments, config, run):
         task.prediction_table([])  # refuses before the work is done
     if texts is None:
         texts = _at_least_one(task.texts_in_file(arguments.input))
-    answers = task.predict(state.model, texts, arguments.top_k)
+    top_k = arguments.top_k
+    if top_k is None and not arguments.output:
+        top_k = _SHOWN_ANSWERS
+    answers = task.predict(state.model, texts, top_k)
     if not arguments.output:
         task.show_predictions(answers, _console())
         return

@@ -107,7 +107,7 @@ def classify(task, model, texts, top_k):
         task: `Classification`.
         model: `ClassificationModel`.
         texts: list of strings; of pairs with a tab between.
-        top_k: number of classes that are told with their probabilities.
+        top_k: number of classes that are told with their probabilities; None for all.
 
     Returns:
         list of dicts, one a text: `text`, `text_pair` of pairs, and what `Objective.answer` says.
@@ -191,14 +191,14 @@ def serving_signatures(task, model):
 
     @tf.function(input_signature=[rows, segments])
     def classify_rows(token_ids, segment_ids):
-        documents = tf.cast(token_ids != 0, tf.int32)
+        documents = tf.cast(model.encoder.compute_mask(token_ids), tf.int32)
         logits = model(token_ids, task.segments(segment_ids), documents)
         probabilities = task.objective.probabilities(logits)
         return {name: probabilities[:, 0] if name == "value" else probabilities}
 
     @tf.function(input_signature=[rows, segments])
     def encode(token_ids, segment_ids):
-        documents = tf.cast(token_ids != 0, tf.int32)
+        documents = tf.cast(model.encoder.compute_mask(token_ids), tf.int32)
         hidden = model.encoder(token_ids, task.segments(segment_ids), documents)
         return {"hidden": tf.cast(hidden, tf.float32)}
 

@@ -238,7 +238,7 @@ class Electra(Pretraining):
 
         @tf.function(input_signature=row_specifications(self.data))
         def detect(token_ids, segment_ids):
-            documents = tf.cast(token_ids != 0, tf.int32)
+            documents = tf.cast(model.encoder.compute_mask(token_ids), tf.int32)
             return {"replaced_probabilities": tf.sigmoid(model(token_ids, segment_ids, documents))}
 
         return {"serving_default": detect.get_concrete_function(), "encode": encode_signature(self.data, model)}

@@ -7,6 +7,7 @@ from trainer.data.vocabulary import MASK
 from trainer.errors import InputError
 
 _BATCH = 32
+_ANSWERS = 5
 
 
 def encode_texts(data, texts):
@@ -43,7 +44,7 @@ def fill_masks(data, model, texts, top_k):
         data: `OpenedData`.
         model: `PretrainingModel`.
         texts: list of strings with `[MASK]` in them.
-        top_k: number of answers a mask.
+        top_k: number of answers a mask; None for 5.
 
     Returns:
         list of dicts, one a text: `text`, and `masks`: a list with one list of `{"token", "probability"}` a mask, the
@@ -51,7 +52,7 @@ def fill_masks(data, model, texts, top_k):
     """
     rows, positions = encode_texts(data, texts)
     slots = max(len(found) for found in positions)
-    top_k = min(top_k, data.vocabulary_size)
+    top_k = min(top_k or _ANSWERS, data.vocabulary_size)
     where = np.zeros((len(texts), slots), np.int32)
     for number, found in enumerate(positions):
         where[number, : len(found)] = found
@@ -118,7 +119,7 @@ def encode_signature(data, model):
 
     @tf.function(input_signature=row_specifications(data))
     def encode(token_ids, segment_ids):
-        documents = tf.cast(token_ids != 0, tf.int32)
+        documents = tf.cast(model.encoder.compute_mask(token_ids), tf.int32)
         return {"hidden": tf.cast(model.encoder(token_ids, segment_ids, documents), tf.float32)}
 
     return encode.get_concrete_function()
@@ -135,7 +136,7 @@ def serving_signatures(data, model):
 
     @tf.function(input_signature=[*row_specifications(data), positions])
     def fill(token_ids, segment_ids, positions):
-        documents = tf.cast(token_ids != 0, tf.int32)
+        documents = tf.cast(model.encoder.compute_mask(token_ids), tf.int32)
         logits, pair_logits = model(token_ids, segment_ids, documents, positions)
         answer = {"token_logits": logits[:, :, : data.vocabulary_size]}
         return answer if pair_logits is None else answer | {"pair_logits": pair_logits}

@@ -72,7 +72,7 @@ class Objective(abc.ABC):
 
         Args:
             probabilities: `[num_outputs]` NumPy array.
-            top_k: how many classes are told with their probabilities, the likeliest ones.
+            top_k: how many classes are told with their probabilities, the likeliest ones; None for all.
         """
 
     @abc.abstractmethod

@@ -146,7 +146,7 @@ class Task(abc.ABC):
         Args:
             model: what `build_model` returned.
             texts: list of strings.
-            top_k: number of answers where there are several.
+            top_k: number of answers where there are several; None for as many as a file of answers should hold.
 
         Returns:
             list of dicts that JSON can hold, one a text, each with `text`.
