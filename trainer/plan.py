@@ -66,14 +66,14 @@ def make_plan(arguments, config, run, report):
         assembly = assemble(run, config, cluster, directory, report)
         task, batch = assembly.task, assembly.batch
         state = assembly.new_state()
-        parameters = _parts(state.parameters)
-        total = sum(parameters.values())
+        parameters = _parts(state.all_parameters)
+        total, trained = sum(parameters.values()), sum(_parts(state.parameters).values())
         compute_bytes = PRECISIONS[run.precision]
         copies = 1 if batch.accumulation == 1 else 2
         memory = {
             "weights": 4 * total,
             "optimizer slots": 4 * _slot_size(run.optimizer, state.parameters),
-            "gradients" if copies == 1 else "gradients and their accumulators": 4 * total * copies,
+            "gradients" if copies == 1 else "gradients and their accumulators": 4 * trained * copies,
             f"activations of {batch.microbatch} examples": batch.microbatch * task.activation_bytes(compute_bytes),
         }
         flops = task.training_flops() * run.global_batch

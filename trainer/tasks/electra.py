@@ -244,11 +244,11 @@ class Electra(Pretraining):
         return {"serving_default": detect.get_concrete_function(), "encode": encode_signature(self.data, model)}
 
     def training_flops(self):
-        row = self._row()
-        generator = costs.training_flops(self.generator, **row)
-        return generator + costs.training_flops(
-            self.encoder, **(row | {"predictions": row["length"], "vocabulary_size": 0})
-        )
+        row, encoder = self._row(), self.encoder
+        layers, _ = costs.forward_flops(encoder, **(row | {"predictions": row["length"]}))
+        head = 2 * row["length"] * encoder.hidden_size * (encoder.hidden_size + 1)
+        discriminator = (4 if encoder.rematerialize else 3) * layers + 3 * head
+        return costs.training_flops(self.generator, **row) + discriminator
 
     def activation_bytes(self, compute_bytes):
         row = self._row()
