@@ -5,11 +5,12 @@
 
 WEIGHTS is a run directory or checkpoint of this trainer; a folder of Hugging Face's (config.json, model.safetensors or
 pytorch_model.bin); a TensorFlow 1 checkpoint of BERT, ALBERT, ELECTRA, NEZHA or RoFormer (Google's or bert4keras's names);
-a .keras file, or .weights.h5 beside model.json. Local or gs://.
+a .keras file, or .weights.h5 beside model.json. Local or gs://. docs/weights.md has more.
 """
 
 import argparse
 import json
+import math
 
 from rich.console import Console
 
@@ -45,13 +46,17 @@ def parser():
     vocabulary.add_argument(
         "--compound_tokens",
         metavar="FILE",
-        help="with --keep_tokens: JSON list of lists of old ids, one a token to append",
+        help="JSON list of lists of ids, one a token to append, which begins as their mean; ids as --keep_tokens makes them",
     )
     vocabulary.add_argument("--vocabulary_size", metavar="N", type=int, help="append unused tokens up to so many")
     positions = result.add_argument_group("positions")
     positions.add_argument("--max_length", metavar="N", type=int, help="number of learned positions")
     positions.add_argument(
         "--extend_by", choices=("hierarchical", "repeat"), default="hierarchical", help="how new ones begin"
+    )
+    layers = result.add_argument_group("layers")
+    layers.add_argument(
+        "--unshare_layers", action="store_true", help="give each layer its own copy of the one that all share (ALBERT)"
     )
     result.add_argument("--seed", metavar="N", type=int, default=0, help="of rows that begin at random")
     return result
@@ -71,25 +76,31 @@ def _json_list(path):
 
 def _changed(source, options, report):
     """Returns the source with the changes that the options ask for."""
-    if sum(option is not None for option in (options.vocabulary, options.keep_tokens, options.vocabulary_size)) > 1:
-        raise InputError("--vocabulary, --keep_tokens and --vocabulary_size exclude one another")
-    if options.compound_tokens and not options.keep_tokens:
-        raise InputError("--compound_tokens needs --keep_tokens")
+    tokens = options.keep_tokens or options.compound_tokens
+    if sum(option is not None for option in (options.vocabulary, tokens, options.vocabulary_size)) > 1:
+        raise InputError(
+            "--vocabulary, --keep_tokens with --compound_tokens, and --vocabulary_size exclude one another"
+        )
     if options.vocabulary:
         source, counts = surgery.change_vocabulary(source, load_vocabulary(options.vocabulary).pieces, options.seed)
         report(
             f"vocabulary: {counts['kept']:,} pieces kept, {counts['composed']:,} begin as the mean of others, "
             f"{counts['new']:,} at random"
         )
-    elif options.keep_tokens:
+    elif tokens:
+        kept = _json_list(options.keep_tokens) if options.keep_tokens else None
         compounds = _json_list(options.compound_tokens) if options.compound_tokens else ()
-        source = surgery.keep_tokens(source, _json_list(options.keep_tokens), compounds)
+        source = surgery.keep_tokens(source, kept, compounds)
         report(f"vocabulary: {source.description.vocabulary_size:,} tokens, {len(compounds):,} of them compound")
-    elif options.vocabulary_size:
+    elif options.vocabulary_size is not None:
         source = surgery.grow_vocabulary(source, options.vocabulary_size, options.seed)
-    if options.max_length:
+        report(f"vocabulary: {source.description.vocabulary_size:,} tokens")
+    if options.max_length is not None:
         source = surgery.change_positions(source, options.max_length, options.extend_by)
         report(f"positions: {source.description.encoder.max_length:,}")
+    if options.unshare_layers:
+        source = surgery.unshare_layers(source)
+        report(f"layers: {source.description.encoder.num_layers}, each with weights of its own")
     return source
 
 
@@ -109,15 +120,13 @@ def _describe(source, report, every_tensor):
         f"  heads: {', '.join(heads) or 'none'}"
         + (f"; classes: {', '.join(description.labels)}" if description.labels else "")
     )
-    total = 0
-    for name in source.names:
-        shape, size = source.shape(name), 1
-        for number in shape:
-            size *= number
-        total += size
-        if every_tensor:
-            report(f"  {name} {list(shape)} <- {source.origin(name)}")
+    if every_tensor:
+        for name in source.names:
+            report(f"  {name} {list(source.shape(name))} <- {source.origin(name)}")
+    total = sum(math.prod(source.shape(name)) for name in source.names)
     report(f"  {len(source.names)} tensors, {total:,} numbers")
+    if source.ignored:
+        report(f"  {len(source.ignored)} others say nothing about the model (an optimizer's, counters, copies)")
     for name in source.unknown:
         report(f"  unknown: {name}")
 

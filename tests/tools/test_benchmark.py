@@ -21,6 +21,7 @@ from tools.benchmark import (
     rounds,
     startup,
     step,
+    weights,
 )
 from tools.benchmark.peers import protocol
 from tools.benchmark.settings import Settings
@@ -299,6 +300,32 @@ def test_reader_subject_measures_and_writes_json(tmp_path, capsys):
     assert all(len(values) == 2 and min(values) > 0 for values in rates.values())
     assert content["settings"]["reader_rows"] == 2000
     assert "against bare" in capsys.readouterr().out
+
+
+def test_loading_is_held_against_reading_the_bytes_in_the_same_round():
+    def rounds_of(*seconds):
+        return [{"seconds": each, "cpu_seconds": 2 * each} for each in seconds]
+
+    quiet, busy = rounds_of(0.5, 0.5), rounds_of(0.5, 5.0)
+    for read, factor in ((quiet, 1), (busy, 10)):
+        given = {
+            way: rounds_of(0.75, 0.75 * factor) for way in ("hugging_face", "tensorflow1", "checkpoint", "safetensors")
+        }
+        findings = weights.summarize(1000, 4 << 20, {weights.WARM: {weights.READING: read, **given}})
+        numbers = findings.numbers[weights.WARM]
+        assert numbers["against_bytes"]["tensorflow1"] == numbers["against_bytes_by_cpu"]["tensorflow1"] == [1.5, 1.5]
+    assert findings.title == "Loading 1,000 parameters, float32, 4 MiB"
+
+
+def test_weights_subject_measures_every_way_of_reading(tmp_path, capsys):
+    path = tmp_path / "numbers.json"
+    assert program.main(["weights", *tiny_options(), "--json", str(path)]) == 0
+    numbers = json.loads(path.read_text())["subjects"]["weights"]
+    for cache in {weights.WARM, weights.COLD} & set(numbers):
+        assert {"bytes", "safetensors", "hugging_face", "tensorflow1", "checkpoint"} == set(numbers[cache]["seconds"])
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in numbers[cache]["seconds"].values())
+    assert weights.WARM in numbers
+    assert "ours, TensorFlow 1" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # compiles the train step in several processes

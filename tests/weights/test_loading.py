@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_sources import CONFIG, PIECES, small_model, small_source, values_of, variables_of
+from small_weights import CONFIG, PIECES, small_model, small_source, values_of, variables_of
 
 from trainer import storage
 from trainer.errors import InputError
@@ -81,6 +81,17 @@ def test_heads_that_are_not_there_keep_their_values():
         changed = not np.array_equal(array, before[name])
         assert changed == name.startswith("encoder/")
         assert (name in report.missing) != changed
+
+
+def test_parameters_that_are_kept_are_neither_read_nor_told_of():
+    source, model = small_source(), small_model()
+    before, variables = values_of(model), variables_of(model)
+    kept = {name for name in variables if "layer_1/" in name or name.startswith("pooler/")}
+    wanted = {name: variable for name, variable in variables.items() if name not in kept}
+    report = load_weights(source, wanted, kept=kept)
+    assert set(report.loaded) == set(wanted) and not report.unused and not report.missing
+    for name in kept:
+        np.testing.assert_array_equal(values_of(model)[name], before[name], err_msg=name)
 
 
 # What does not fit.
@@ -469,40 +480,39 @@ def test_a_description_is_read_without_the_numbers(folders, kind):
 # Memory.
 
 PROGRAM = """
+import os
 import sys
 from tools.benchmark.peers.protocol import peak_memory_bytes
 from trainer.environment import import_tensorflow_quietly
-import os
 import_tensorflow_quietly(os.environ)
-import numpy as np
+import psutil
 import tensorflow as tf
 from trainer.weights.loading import load_weights
 from trainer.weights.opening import open_weights
 from trainer.weights.writing import write_weights
-sys.path.insert(0, "tests/weights")
-from small_sources import small_model, variables_of
+sys.path.insert(0, "tests")
+from small_weights import small_model, variables_of
 
 command, path, target = sys.argv[1:]
 source = open_weights(path)
 tf.Variable(tf.zeros([3])).assign(tf.ones([3]))
 if command == "load":
     model = small_model(source.description.encoder, source.description.vocabulary_size, ("masked_language_model",))
-before = peak_memory_bytes()
+before = psutil.Process().memory_info().rss
 if command == "load":
     load_weights(source, variables_of(model))
 else:
     write_weights(source, target, command)
-print(before, peak_memory_bytes())
+print(peak_memory_bytes() - before)
 """
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A folder of Hugging Face's with a hundred million random numbers, and its bytes."""
+    """A folder with a hundred million random numbers, as Hugging Face's and as a TensorFlow 1 checkpoint; their bytes."""
     folder = tmp_path_factory.mktemp("large")
-    config = dataclasses.replace(
-        CONFIG, hidden_size=768, num_heads=12, num_layers=11, intermediate_size=3072, max_length=512
-    )
+    sizes = {"hidden_size": 768, "num_heads": 12, "num_layers": 11, "intermediate_size": 3072, "max_length": 512}
+    config = dataclasses.replace(CONFIG, **sizes)
     pieces = (*PIECES, *(f"piece{number}" for number in range(30_000)))
     write_weights(
         small_source(config, pieces, ("masked_language_model",)), str(folder / "hugging_face"), "hugging_face"
@@ -511,27 +521,25 @@ def large(tmp_path_factory):
     return folder, os.path.getsize(folder / "hugging_face" / "model.safetensors")
 
 
-def peaks(*arguments):
-    """Returns the most memory before and after the command, bytes."""
+def additional_memory(*arguments):
+    """Returns how many bytes a process took at most beyond what it had before a command."""
     ran = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
-    return [int(number) for number in ran.stdout.split()]
+    return int(ran.stdout)
 
 
 @pytest.mark.slow  # writes gigabytes
 @pytest.mark.parametrize("kind", ["hugging_face", "tensorflow1"])
-def test_loading_takes_little_more_memory_than_the_model_has(large, tmp_path, kind):
+def test_loading_takes_less_than_another_copy_of_the_model(large, tmp_path, kind):
     folder, size = large
     assert size > 4 * 100e6
-    before, after = peaks("load", str(folder / kind), str(tmp_path / "out"))
-    assert after - before < 0.6 * size  # the model, which is there before, has one copy
+    assert additional_memory("load", str(folder / kind), "") < size
 
 
+# TensorFlow writes all tensors at once, Keras a model and its file; TensorFlow itself keeps some blocks that it had once.
 @pytest.mark.slow  # writes gigabytes
 @pytest.mark.parametrize(
-    ("kind", "copies"), [("hugging_face", 0.9), ("tensorflow1", 1.6), ("checkpoint", 1.6), ("keras", 2.0)]
+    ("kind", "copies"), [("hugging_face", 0.5), ("checkpoint", 1.7), ("tensorflow1", 2.4), ("keras", 3.0)]
 )
-def test_writing_takes_no_more_than_a_copy_or_two(large, tmp_path, kind, copies):
+def test_writing_takes_a_few_tensors_or_copies_of_the_model(large, tmp_path, kind, copies):
     folder, size = large
-    before, after = peaks(kind, str(folder / "hugging_face"), str(tmp_path / "out"))
-    print(kind, (after - before) / size)
-    assert after - before < copies * size
+    assert additional_memory(kind, str(folder / "hugging_face"), str(tmp_path / "out")) < copies * size

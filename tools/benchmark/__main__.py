@@ -19,7 +19,7 @@ import sys
 
 from rich.console import Console
 
-from tools.benchmark import accumulation, checkpoint, fine_tuning, optimizers, reader, startup, step
+from tools.benchmark import accumulation, checkpoint, fine_tuning, optimizers, reader, startup, step, weights
 from tools.benchmark.settings import Settings
 from tools.benchmark.tables import show
 from trainer.errors import InputError, TrainerError
@@ -32,6 +32,7 @@ SUBJECTS = {
     "reader": reader,
     "checkpoint": checkpoint,
     "startup": startup,
+    "weights": weights,
 }
 
 PEERS = step.PEERS | optimizers.PEERS | fine_tuning.PEERS

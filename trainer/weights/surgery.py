@@ -17,6 +17,7 @@ from trainer.weights.tokenizer_files import looks_lower_cased
 
 _EMBEDDINGS = "encoder/embeddings/word_embeddings/embeddings"
 _POSITIONS = "encoder/embeddings/position_embeddings/embeddings"
+_ALPHA = 0.4  # what the post on hierarchical positions takes
 
 
 class _Changed(Weights):
@@ -102,10 +103,7 @@ def keep_tokens(source, ids, compounds=()):
         raise InputError("a token id is kept twice")
     mixtures = [((number,), None) for number in kept]
     for compound in compounds:
-        weighted = len(compound) == 2 and not np.isscalar(compound[0])
-        places, weights = compound if weighted else (compound, None)
-        if not len(places) or (weights is not None and len(weights) != len(places)):
-            raise InputError(f"a compound token is a list of ids, or (ids, as many weights); not {compound!r}")
+        places, weights = _ids_and_weights(compound)
         places = [_token_id(place, len(kept), "what is kept") for place in places]
         mixtures.append((tuple(kept[place] for place in places), weights))
     if source.description.pieces is None:
@@ -118,6 +116,18 @@ def keep_tokens(source, ids, compounds=()):
     if twice := [name for place, name in enumerate(names) if name in taken or name in names[:place]]:
         raise InputError(f"the compound token {twice[0]!r} is in the vocabulary already")
     return _changed(source, (*taken, *names), mixtures)
+
+
+def _ids_and_weights(compound):
+    """Returns the ids and the weights of a compound token, None for equal ones; raises InputError if it is none."""
+    try:
+        weighted = len(compound) == 2 and not np.isscalar(compound[0])
+        ids, weights = compound if weighted else (compound, None)
+        if len(ids) and (weights is None or len(weights) == len(ids)):
+            return ids, weights
+    except TypeError:
+        pass
+    raise InputError(f"a compound token is a list of ids, or (ids, as many weights); not {compound!r}")
 
 
 def _token_id(number, size, what):
@@ -236,7 +246,7 @@ class _ChangedPositions(_Changed):
         return combined.astype(array.dtype)
 
 
-def change_positions(source, length, method="hierarchical", alpha=0.4):
+def change_positions(source, length, method="hierarchical", alpha=None):
     """Extends or cuts learned positions.
 
     Args:
@@ -244,7 +254,7 @@ def change_positions(source, length, method="hierarchical", alpha=0.4):
         length: number of positions after it.
         method: for those beyond the old ones: `repeat` starts over (as Longformer did), `hierarchical` combines two old
             ones (Su 2020, kexue.fm/archives/7947), up to the square of their number.
-        alpha: share of the outer position in `hierarchical`.
+        alpha: share of the outer position in `hierarchical`; None for the architecture's own, or 0.4.
 
     Raises:
         InputError: if the model has no learned positions, or they do not reach.
@@ -254,12 +264,15 @@ def change_positions(source, length, method="hierarchical", alpha=0.4):
         raise InputError(
             f"{source.path} has {config.positions} positions, which need no extension: set encoder.max_length"
         )
+    if length < 1:
+        raise InputError(f"there must be at least 1 position, not {length}")
     if method not in ("repeat", "hierarchical"):
         raise InputError(f"positions are extended by repeat or hierarchical, not by {method!r}")
     if method == "hierarchical" and length > config.max_length**2:
         raise InputError(
             f"{config.max_length} positions combine to {config.max_length**2:,} at most; {length:,} were asked for"
         )
+    alpha = alpha or config.hierarchical_alpha or _ALPHA
     encoder = dataclasses.replace(config, max_length=length, hierarchical_alpha=None)
     return _ChangedPositions(source, dataclasses.replace(source.description, encoder=encoder), method, alpha)
 
