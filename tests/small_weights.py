@@ -49,7 +49,8 @@ def small_source(config=CONFIG, pieces=PIECES, heads=HEADS, seed=0, **fields):
     """Returns a `WeightSource` with random numbers for a model, without padding."""
     rng = np.random.default_rng(seed)
     arrays = {}
-    for name, variable in variables_of(small_model(config, len(pieces), heads)).items():
+    model = small_model(config, len(pieces), heads, labels=fields.get("labels", ()))
+    for name, variable in variables_of(model).items():
         shape = (len(pieces), *variable.shape[1:]) if rows_of(name) == "tokens" else tuple(variable.shape)
         arrays[name] = rng.normal(size=shape).astype(np.float32)
     entries = {name: Entry(name, (Part(name),), rows_of(name)) for name in arrays}

@@ -1,6 +1,7 @@
 """Weights that go out and come in again, whatever the format and the model, are the same bits and the same model."""
 
 import collections
+import io
 import os
 import pickle
 import re
@@ -194,6 +195,17 @@ def test_object_stores_hold_the_same(saved, kind):
     remote = f"ram://{uuid.uuid4().hex}/weights"  # TensorFlow's file system in memory stands for gs://
     write_weights(source, remote, kind)
     assert_same(open_weights(remote), source)
+
+
+def test_object_stores_hold_files_of_pytorch(saved):
+    path, model = saved("bert", "ForPreTraining")
+    remote = f"ram://{uuid.uuid4().hex}/weights"
+    content = io.BytesIO()
+    torch.save(model.state_dict(), content)
+    storage.make_folder(remote)
+    storage.write_bytes(f"{remote}/pytorch_model.bin", content.getvalue())
+    storage.copy_file(f"{path}/config.json", f"{remote}/config.json")
+    assert_same(open_weights(remote), open_weights(path))
 
 
 def test_a_folder_that_holds_something_is_not_written_to(saved, tmp_path):
@@ -431,12 +443,13 @@ def test_a_classifier_that_no_class_computes_is_refused(saved, tmp_path):
         ({"hierarchical_alpha": 0.4}, "--max_length"),
         ({"normalization": "rms"}, "bert has no encoder.normalization = 'rms'"),
         ({"padding_id": 3, "type_vocabulary_size": 1}, None),
+        ({"prediction_transform": False}, None),  # without that head it says nothing
     ],
 )
 def test_only_architectures_that_hugging_face_computes_are_written(saved, tmp_path, changes, message):
     source = open_weights(saved("bert", "Model")[0])
     object.__setattr__(source.description, "encoder", EncoderConfig(**(vars(source.description.encoder) | changes)))
-    if message is None:  # one segment type, but not RoBERTa's positions, which depend on the padding's id
+    if message is None:  # not RoBERTa, although there is one type of segments: its positions depend on the padding's id
         write_weights(source, str(tmp_path / "out"), "hugging_face")
         assert storage.read_json(str(tmp_path / "out" / "config.json"))["model_type"] == "bert"
         return

@@ -400,12 +400,13 @@ def check_family(kind, description, names):
         description: `ModelDescription`.
         names: our names of the model's tensors.
     """
-    config = description.encoder
+    config, scheme = description.encoder, SCHEMES[kind]
+    has = {name.partition("/")[0] for name in names}
     back = encoder_config(json_config(kind, description))
-    free = ("pooler_activation", "confine_attention", "rematerialize")
+    free = {"pooler_activation", "confine_attention", "rematerialize"}
+    free |= set() if "masked_language_model" in has else {"prediction_transform", "prediction_bias"}
     for name, (ours, theirs) in differing_fields(config, back, free).items():
         raise InputError(f"Hugging Face's {kind} has no encoder.{name} = {ours!r} (it would be {theirs!r})")
-    scheme, has = SCHEMES[kind], {name.partition("/")[0] for name in names}
     classifies, pools = "classifier" in has, "pooler" in has
     if classifies and scheme.classifier is None:
         raise InputError(f"Hugging Face's {kind} classifies by another head than this model")

@@ -1,7 +1,5 @@
 """Loading the same weights from files of several kinds, and reading the bytes of one."""
 
-import contextlib
-import ctypes
 import dataclasses
 import os
 import tempfile
@@ -69,12 +67,6 @@ def _read_bytes(path):
     return [np.fromfile(path, np.uint8, _PIECE_BYTES, offset=first) for first in places]
 
 
-def _return_memory():
-    """Gives the system back what the allocator keeps, where it can be told: what one way freed must not help the next."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _forget(folder):
     """Asks the kernel to keep no pages of the files in a folder; returns whether it can be asked."""
     if not hasattr(os, "posix_fadvise"):
@@ -110,7 +102,6 @@ def prepare(settings):
         way()
 
     def run(way, cold):
-        _return_memory()
         if cold:
             _forget(folder.name)
         began, processor = time.perf_counter(), time.process_time()
