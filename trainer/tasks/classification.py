@@ -23,7 +23,6 @@ from trainer.weights.pretrained import (
     description_for,
     encoder_for,
     own_description,
-    starts_from,
     tokenizer_fields,
     vocabulary_of,
 )
@@ -130,7 +129,8 @@ class ClassificationConfig:
         """
         del is_chief
         trained = own_description(run_directory)
-        encoder = encoder_for(self.encoder, run_directory)
+        description = description_for(self.encoder, run_directory)
+        encoder = encoder_for(self.encoder, description)
         longest = encoder.longest_row
         if encoder.positions == "learned" and self.data.max_length > longest:
             raise InputError(
@@ -138,7 +138,7 @@ class ClassificationConfig:
                 "lower it, or raise encoder.max_length"
             )
         config = dataclasses.replace(self, encoder=encoder)
-        vocabulary, lower_case, size = self._vocabulary(run_directory)
+        vocabulary, lower_case, size = self._vocabulary(description)
         if trained is not None and not examples:
             names = trained.labels
             data = OpenedTexts(self.data, self.objective, vocabulary, size, lower_case, names, texts={}, labels={})
@@ -147,10 +147,8 @@ class ClassificationConfig:
         weights = find_class_weights(self.class_weights, self.objective, data.class_names, data.labels["train"])
         return Classification(config, data, OBJECTIVES[self.objective](data.class_names, weights))
 
-    def _vocabulary(self, run_directory):
+    def _vocabulary(self, description):
         """Returns the `Vocabulary`, whether texts are lower-cased for it, and the number of token ids of the model."""
-        weights = starts_from(self.encoder)
-        description = None if weights is None else description_for(weights, run_directory)
         lower_case = self.data.lower_case
         if lower_case is None:
             lower_case = True if description is None or description.lower_case is None else description.lower_case

@@ -19,7 +19,7 @@ from trainer.tasks.fill_mask import fill_masks, serving_signatures, show_answers
 from trainer.tasks.losses import correct, cross_entropy
 from trainer.tasks.task import Sums, Task
 from trainer.weights.description import ModelDescription
-from trainer.weights.pretrained import encoder_for
+from trainer.weights.pretrained import description_for, encoder_for
 
 
 class PretrainingModel(keras.layers.Layer):
@@ -92,7 +92,7 @@ class PretrainingConfig:
         """
         del examples
         data = self.data.open(run_directory, **options)
-        encoder = encoder_for(self.encoder, run_directory)
+        encoder = encoder_for(self.encoder, description_for(self.encoder, run_directory))
         if encoder.positions == "learned" and data.sequence_length > encoder.longest_row:
             raise InputError(
                 f"rows have {data.sequence_length} tokens but encoder.max_length is {encoder.max_length}: "

@@ -24,9 +24,9 @@ class PretrainedEncoder:
     weights: str
     changes: dict
 
-    def resolve(self, run_directory):
-        """Returns the `EncoderConfig`; arguments as in `description_for`."""
-        return dataclasses.replace(description_for(self.weights, run_directory).encoder, **self.changes)
+    def resolve(self, description):
+        """Returns the `EncoderConfig`, of the `ModelDescription` of the weights."""
+        return dataclasses.replace(description.encoder, **self.changes)
 
 
 def pretrained_encoder(
@@ -61,11 +61,6 @@ def pretrained_encoder(
     return PretrainedEncoder(weights, {name: value for name, value in changes.items() if value is not None})
 
 
-def starts_from(encoder):
-    """Returns the weights that a task's encoder is taken from, or None if it is an `EncoderConfig` of its own."""
-    return None if isinstance(encoder, EncoderConfig) else encoder.weights
-
-
 def vocabulary_of(description):
     """Returns the `Vocabulary` that travels with weights.
 
@@ -93,22 +88,31 @@ def tokenizer_fields(vocabulary):
     return {"pieces": vocabulary.pieces}
 
 
-def encoder_for(encoder, run_directory):
-    """Returns the `EncoderConfig` that a task was given, or that of the weights it was told to go by."""
-    return encoder if isinstance(encoder, EncoderConfig) else encoder.resolve(run_directory)
-
-
-def description_for(weights, run_directory):
-    """Returns the `ModelDescription` of weights; of a run that goes on its own, so that it does not need them any more.
+def encoder_for(encoder, description):
+    """Returns the `EncoderConfig` that a task was given, or that of the weights it was told to go by.
 
     Args:
-        weights: see `trainer.weights.opening.open_weights`.
+        encoder: `EncoderConfig` or `PretrainedEncoder`.
+        description: what `description_for` returned.
+    """
+    return encoder if description is None else encoder.resolve(description)
+
+
+def description_for(encoder, run_directory):
+    """Returns the `ModelDescription` of the weights that an encoder is taken from, None if it is not.
+
+    Of a run that goes on it is the run's own, so that it does not need the weights any more.
+
+    Args:
+        encoder: `EncoderConfig` or `PretrainedEncoder`.
         run_directory: the `RunDirectory`.
 
     Raises:
         InputError: if there are no such weights.
     """
-    return own_description(run_directory) or read_description(weights)
+    if isinstance(encoder, EncoderConfig):
+        return None
+    return own_description(run_directory) or read_description(encoder.weights)
 
 
 def own_description(run_directory):
