@@ -39,9 +39,9 @@ EXTRAS = {
         "psutil",
         "optax",
         "scikit-learn",
-        # What architectures and weights are compared with. A CPU build of torch will do; .ci/run looks for one first.
+        # Architectures and weights are compared with its models, which needs a CPU build of torch besides: .ci/run installs
+        # one. Not this list, because torch from PyPI brings CUDA and Triton, which crashes where TensorFlow is loaded.
         "transformers>=5",
-        "torch>=2.4",
     ],
     # Peers that tools/benchmark compares with and that can live beside the trainer. Model Garden and bert4keras cannot:
     # they ask for other versions of TensorFlow and Keras; docs/benchmarks.md says how to install them elsewhere.

@@ -10,7 +10,7 @@ from agreement import expect_equal_gradients, model_with_weights, outputs_and_gr
 
 from trainer.weights import hugging_face
 
-torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[test]'")
+torch = pytest.importorskip("torch", reason="compares with PyTorch: install a CPU build, see .ci/run")
 transformers = pytest.importorskip("transformers", reason="compares with transformers: pip install '.[test]'")
 
 VOCABULARY = 60
