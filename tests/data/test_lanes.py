@@ -132,11 +132,19 @@ def test_seeking_far_ahead_agrees_with_the_reference(folder):
 
 READ_BYTES_OF_FIRST_BATCH = """
 import sys
+import time
 from trainer.data.corpora import Corpus
 from trainer.data.lanes import training_dataset
 
 def bytes_read():
     return int(open("/proc/self/io").read().split("rchar: ")[1].split()[0])
+
+def bytes_read_when_buffers_are_full():
+    last, now = None, bytes_read()
+    while last is None or now - last > 1024:  # the query itself, and the threads' signals, are of some bytes, too
+        time.sleep(1)
+        last, now = now, bytes_read()
+    return now
 
 dataset = training_dataset([Corpus(sys.argv[1])], seed=1, lanes=4, start_step=0, global_batch=8, rows_per_element=8)
 next(iter(dataset))  # libraries that load with the first batch
@@ -146,8 +154,8 @@ for step in (0, 100_000):
     before = bytes_read()
     iterator = iter(dataset)
     next(iterator)
+    print(bytes_read_when_buffers_are_full() - before)
     del iterator
-    print(bytes_read() - before)
 """
 
 

@@ -179,11 +179,12 @@ def test_lists_of_tokens_that_are_none_are_refused(weights, tmp_path, capsys, co
 
 
 def test_the_command_runs_as_a_process_of_its_own(weights, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+
     def run(*arguments):
         command = [sys.executable, "-m", "tools.convert_weights", *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=pathlib.Path(convert_weights.__file__).parents[1]
-        )
+        folder = pathlib.Path(convert_weights.__file__).parents[1]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
     done = run(weights, tmp_path / "out", "--to", "tensorflow1")
     assert done.returncode == 0 and "as tensorflow1" in done.stdout
