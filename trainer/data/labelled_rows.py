@@ -15,7 +15,7 @@ import tensorflow as tf
 from trainer.errors import InputError
 
 # Rows are as long as the longest text asks for, in steps of this: a few shapes rather than one for every length.
-LENGTH_STEP = 16
+_LENGTH_STEP = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def encode_texts(tokenizer, first, second=None, *, max_length):
         max_length: most tokens in a row, special ones included.
 
     Returns:
-        `EncodedTexts`; rows have the length of the longest, rounded up to a multiple of `LENGTH_STEP` but not beyond
+        `EncodedTexts`; rows have the length of the longest, rounded up to a multiple of 16 but not beyond
         `max_length`.
 
     Raises:
@@ -120,7 +120,7 @@ def longest_first(first, second, room):
 
 def _row_length(num_tokens, max_length):
     longest = int(num_tokens.max(initial=1))
-    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
+    return min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max_length)
 
 
 def _place(rows, ids, counts, kept, starts):

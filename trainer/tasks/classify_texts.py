@@ -8,15 +8,17 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import storage
-from trainer.data.labelled_rows import LENGTH_STEP, expand_columns
+from trainer.data.labelled_rows import expand_columns
 from trainer.data.labelled_texts import read_labelled_texts
 from trainer.errors import InputError
 
 PAIR_SEPARATOR = "\t"
 _TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl")
 _BATCH = 32
-# So many texts take longer to compute at a greater length than a program for their own takes to compile, roughly.
-_WORTH_COMPILING = 256
+_LENGTH_STEP = 8
+# On a CPU, loading a compiled program takes as long as computing 6,000 tokens, and compiling it as 20,000; layers make all
+# of that dearer.
+_TOKENS_OF_A_PROGRAM = 8192
 
 
 def texts_in_file(data, path):
@@ -56,16 +58,16 @@ def split_pairs(texts):
 
 
 def padded_length(num_tokens, longest):
-    """Returns the length of the rows in which so many tokens are computed: 16, 32, 48, 64, 96, 128, 192, ...
+    """Returns the length of the rows in which so many tokens are computed: 8, 16, ... 64, 80, ... 128, 160, ... 256, ...
 
-    Padding is at most a third, beyond 16, and models with up to 512 tokens need ten programs at most.
+    Padding is less than 8 tokens, or than a quarter of the text; models with up to 512 tokens have 20 lengths.
     """
-    step = max(LENGTH_STEP, 1 << max(0, int(num_tokens - 1).bit_length() - 2))
+    step = max(_LENGTH_STEP, 1 << max(0, int(num_tokens - 1).bit_length() - 3))
     return min(-(-num_tokens // step) * step, longest)
 
 
 def batches_by_length(num_tokens, longest):
-    """Divides texts into batches of about equal length, in few shapes.
+    """Divides texts into batches of about equal length, in as few shapes as are worth the compilation of their program.
 
     Args:
         num_tokens: `[texts]` tokens of each.
@@ -76,17 +78,36 @@ def batches_by_length(num_tokens, longest):
     """
     order = np.argsort(num_tokens, kind="stable")
     lengths, counts = np.unique([padded_length(int(number), longest) for number in num_tokens], return_counts=True)
+    ends = np.cumsum(counts)
     size = min(_BATCH, len(order))
-    batches, start, end = [], 0, 0
-    for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
-        end += count
-        if end - start < _WORTH_COMPILING and end < len(order):
-            continue  # too few for a program of their own: they go with the next longer ones
+    batches, start = [], 0
+    for shape in _shapes_worth_compiling(lengths, counts):
+        end = int(ends[shape])
         for first in range(start, end, size):
             part = order[first : min(first + size, end)]
-            batches.append((np.pad(part, (0, size - len(part)), mode="edge"), length))
+            batches.append((np.pad(part, (0, size - len(part)), mode="edge"), int(lengths[shape])))
         start = end
     return batches
+
+
+def _shapes_worth_compiling(lengths, counts):
+    """Chooses lengths such that programs, and texts at the next chosen length, cost the least altogether.
+
+    Args:
+        lengths: `[shapes]` in ascending order.
+        counts: `[shapes]` how many texts have each.
+
+    Returns:
+        list of numbers of shapes, ascending; the last is among them.
+    """
+    texts = np.concatenate([[0], np.cumsum(counts)])
+    costs, chosen = [0], [[]]  # of the texts of the first 0, 1, 2, ... shapes
+    for last, length in enumerate(lengths):
+        of_last = [costs[first] + (texts[last + 1] - texts[first]) * length for first in range(last + 1)]
+        best = int(np.argmin(of_last))
+        costs.append(of_last[best] + _TOKENS_OF_A_PROGRAM)
+        chosen.append([*chosen[best], last])
+    return chosen[-1]
 
 
 @functools.lru_cache(maxsize=2)
