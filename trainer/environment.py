@@ -76,6 +76,21 @@ def joins_loops(environment):
     return _JOIN_LOOPS in environment.get("XLA_FLAGS", "")
 
 
+# TensorFlow's client of Google Cloud Storage. Every open file costs a block of memory and of traffic, and rows are read in
+# runs of about a megabyte; what other jobs write must be seen; 10 tries with pauses of up to 32 s last three minutes.
+GOOGLE_CLOUD_SETTINGS = {
+    "GCS_READ_CACHE_BLOCK_SIZE_MB": "1",
+    "GCS_READ_CACHE_MAX_SIZE_MB": "0",
+    "GCS_STAT_CACHE_MAX_AGE": "0",
+    "GCS_MATCHING_PATHS_CACHE_MAX_AGE": "0",
+    "GCS_REQUEST_CONNECTION_TIMEOUT_SECS": "30",
+    "GCS_REQUEST_IDLE_TIMEOUT_SECS": "30",
+    "GCS_METADATA_REQUEST_TIMEOUT_SECS": "60",
+    "GCS_READ_REQUEST_TIMEOUT_SECS": "60",
+    "GCS_RETRY_CONFIG_MAX_RETRIES": "10",
+}
+
+
 def prepare_environment(environment):
     """Sets what TensorFlow should find, unless the person has set it: fast, few log lines, compiled programs kept.
 
@@ -85,6 +100,8 @@ def prepare_environment(environment):
     environment.setdefault("KERAS_BACKEND", "tensorflow")
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     environment.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    for name, value in GOOGLE_CLOUD_SETTINGS.items():
+        environment.setdefault(name, value)
     prefer_fast_programs(environment)
     flags = environment.get("TF_XLA_FLAGS", "")
     if "persistent_cache" not in flags:

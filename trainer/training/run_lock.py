@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from trainer import storage
 from trainer.errors import InputError, StorageFailed
+from trainer.storage import google_cloud
 
 try:
     import fcntl
@@ -57,7 +58,7 @@ class RunLock:
         self._stale_seconds = stale_seconds
         self._report = report
         self._on_lost = on_lost
-        self._store = store or (StoredRecord(path) if storage.is_remote(path) else LocalRecord(path))
+        self._store = store or _store_for(path)
         self._nonce = uuid.uuid4().hex
         self._beat = 0
         self._content = None
@@ -263,15 +264,43 @@ class LocalRecord:
             return False
 
 
+class GoogleCloudRecord:
+    """The record as an object in Google Cloud Storage; every change holds only for the generation that was read."""
+
+    def __init__(self, path):
+        self._path = str(path)
+        self._known = (None, 0)  # the content last seen or written, and its generation
+
+    def read(self):
+        """Returns the content, or None if nobody holds the lock."""
+        self._known = google_cloud.read(self._path)
+        return self._known[0]
+
+    def write(self, content, expected):
+        """Replaces `expected` (None: no record) by `content`; returns whether it was there to be replaced."""
+        if self._known[0] != expected and self.read() != expected:
+            return False
+        generation = google_cloud.write_if(self._path, content, self._known[1])
+        if generation is None:
+            return False
+        self._known = (content, generation)
+        return True
+
+    def delete(self, expected):
+        """Removes the record if it is still `expected`."""
+        if self._known[0] == expected or self.read() == expected:
+            google_cloud.delete_if(self._path, self._known[1])
+
+
 class StoredRecord:
-    """The record as an object reached through TensorFlow's file systems: best effort.
+    """The record in another store that TensorFlow has a file system for: best effort.
 
     They offer no preconditions, so after a takeover the writer waits a moment and looks whether the record is still its
-    own. A store with preconditions on generations can replace this class with the same three methods.
+    own.
 
     Args:
         path: the object.
-        settle_seconds: how long to wait before looking; longer than the stat cache of the `gs://` client (5 s).
+        settle_seconds: how long to wait before looking; longer than what the store's client remembers.
     """
 
     def __init__(self, path, settle_seconds=6.0):
@@ -299,6 +328,12 @@ class StoredRecord:
         """Removes the record if it is still `expected`."""
         if self.read() == expected:
             storage.remove(self._path)
+
+
+def _store_for(path):
+    if google_cloud.is_google_cloud(path):
+        return GoogleCloudRecord(path)
+    return StoredRecord(path) if storage.is_remote(path) else LocalRecord(path)
 
 
 def _parse(content):

@@ -1,6 +1,7 @@
 """Tensors in files, read one at a time: safetensors, TensorFlow checkpoints, and PyTorch's files by its safe reader."""
 
 import abc
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import shlex
 import struct
 import tempfile
 import threading
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -57,14 +59,16 @@ class SafetensorsFiles(Tensors):
 
     def __init__(self, paths):
         self.shapes, self._places = {}, {}
-        for path in paths:
-            header, start = _safetensors_header(path)
-            end = storage.size(path)
+        copies = contextlib.ExitStack()
+        weakref.finalize(self, copies.close)
+        for path, local in zip(paths, copies.enter_context(storage.local_copies(paths)), strict=True):
+            header, start = _safetensors_header(path, local)
+            end = storage.size(local)
             for name, entry in header.items():
                 if name != "__metadata__":
-                    self._add(path, name, entry, start, end)
+                    self._add(path, local, name, entry, start, end)
 
-    def _add(self, path, name, entry, start, end):
+    def _add(self, path, local, name, entry, start, end):
         try:
             dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
             first, last = (start + offset for offset in entry["data_offsets"])
@@ -76,24 +80,20 @@ class SafetensorsFiles(Tensors):
         if name in self.shapes:
             raise InputError(f"{path} holds the tensor {name!r}, which another file holds, too")
         self.shapes[name] = shape
-        self._places[name] = (path, first, last - first, dtype)
+        self._places[name] = (path, local, first, last - first, dtype)
 
     def read(self, name):
-        path, first, size, dtype = self._places[name]
-        if storage.is_remote(path):
-            with tf.io.gfile.GFile(path, "rb") as file:
-                file.seek(first)
-                data = np.frombuffer(file.read(size), np.uint8)
-        else:  # a mapping into memory would be slower, and its pages count as the program's
-            data = np.fromfile(path, np.uint8, size, offset=first)
+        path, local, first, size, dtype = self._places[name]
+        # A mapping into memory would be slower, and its pages count as the program's.
+        data = np.fromfile(local, np.uint8, size, offset=first)
         if len(data) != size:
             raise InputError(f"{path} is truncated: tensor {name!r} has {len(data):,} of {size:,} bytes")
         return data.view(dtype).reshape(self.shapes[name])
 
 
-def _safetensors_header(path):
+def _safetensors_header(path, local):
     """Returns the parsed header of a safetensors file and the byte at which tensors begin."""
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open(local, "rb") as file:
         length = file.read(8)
         size = struct.unpack("<Q", length)[0] if len(length) == 8 else _LARGEST_HEADER_BYTES + 1
         text = file.read(size) if size <= _LARGEST_HEADER_BYTES else b""

@@ -1,18 +1,21 @@
-"""Files, local or `gs://`: the only module that knows how a path is stored.
+"""Files, local or `gs://`: reading, writing and listing.
 
-Everything goes through TensorFlow's file system layer. A write is atomic: a reader sees the old content or the new,
-never a part. Checksums are CRC-32C (Castagnoli), the one that Google Cloud Storage and TFRecord use.
+TensorFlow's file systems do it, but for whole objects in Google Cloud Storage, which go through Google's client, because
+that compares checksums. A write is atomic: a reader sees the old content or the new, never a part. Checksums are CRC-32C
+(Castagnoli), the one that Google Cloud Storage and TFRecord use.
 """
 
 import contextlib
 import json
 import os
+import tempfile
 import uuid
 
 import google_crc32c
 import tensorflow as tf
 
 from trainer.errors import StorageFailed
+from trainer.storage import google_cloud
 
 _CHUNK_BYTES = 8 << 20
 
@@ -73,12 +76,47 @@ def rename(source, target):
 
 
 def copy_file(source, target):
-    """Copies a file, replacing the one that is there; an object appears only when its upload is complete."""
-    tf.io.gfile.copy(str(source), str(target), overwrite=True)
+    """Copies a file, replacing the one that is there; an object appears only when its upload is complete and verified.
+
+    Raises:
+        StorageFailed: if an upload or download fails, or gives other bytes than the source has.
+    """
+    source, target = str(source), str(target)
+    if google_cloud.is_google_cloud(target) and not is_remote(source):
+        google_cloud.upload(source, target)
+    elif google_cloud.is_google_cloud(source) and not is_remote(target):
+        google_cloud.download(source, target)
+    else:
+        tf.io.gfile.copy(source, target, overwrite=True)
+
+
+@contextlib.contextmanager
+def local_copies(paths):
+    """Yields local paths of files of one folder: themselves, or verified copies in a temporary folder while it lasts.
+
+    Args:
+        paths: list of paths, all local or none.
+    """
+    if not any(is_remote(path) for path in paths):
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory(prefix="bert-trainer-") as folder:
+        pairs = [(path, os.path.join(folder, os.path.basename(path))) for path in paths]
+        google_cloud.in_parallel(copy_file, pairs)
+        yield [local for _, local in pairs]
 
 
 def read_bytes(path):
-    """Returns the whole content of a file as bytes."""
+    """Returns the whole content of a file as bytes; of an object in Google Cloud Storage verified.
+
+    Raises:
+        FileNotFoundError, tf.errors.NotFoundError: if there is none.
+    """
+    if google_cloud.is_google_cloud(path):
+        content, generation = google_cloud.read(path)
+        if not generation:
+            raise FileNotFoundError(f"there is no {path}")
+        return content
     with tf.io.gfile.GFile(str(path), "rb") as file:
         return file.read()
 
@@ -108,13 +146,19 @@ def flush_to_disk(path):
 def atomic_writer(path):
     """Opens `path` for binary writing; the file appears under its name, complete, when the block ends without error.
 
-    On a mounted file system the bytes go to a temporary file beside it which is flushed to disk and renamed; an object
-    store makes an object visible only when its upload is complete.
+    On a mounted file system the bytes go to a temporary file beside it which is flushed to disk and renamed; for Google
+    Cloud Storage to one in the system's temporary folder, which is uploaded and verified.
 
     Raises:
         StorageFailed: if writing fails (full disk, no permission); nothing is left behind.
     """
     path = str(path)
+    if google_cloud.is_google_cloud(path):
+        with tempfile.NamedTemporaryFile(prefix="bert-trainer-upload-") as file:
+            yield file
+            file.flush()
+            google_cloud.upload(file.name, path)
+        return
     if is_remote(path):
         try:
             with tf.io.gfile.GFile(path, "wb") as file:
@@ -159,7 +203,18 @@ def checksum(content):
 
 
 def file_checksum(path):
-    """Returns the CRC-32C of a file's content as eight hexadecimal digits, reading it in pieces."""
+    """Returns the CRC-32C of a file's content as eight hexadecimal digits, reading it in pieces.
+
+    Of an object in Google Cloud Storage the service tells it, and nothing is read.
+
+    Raises:
+        FileNotFoundError, tf.errors.NotFoundError: if there is none.
+    """
+    if google_cloud.is_google_cloud(path):
+        found = google_cloud.describe(path)
+        if found is None:
+            raise FileNotFoundError(f"there is no {path}")
+        return found.crc32c
     value = 0
     with tf.io.gfile.GFile(str(path), "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
