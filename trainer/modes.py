@@ -13,6 +13,7 @@ from trainer.export import export_model
 from trainer.plan import make_plan, show_plan
 from trainer.replay import replay_step, show_replay
 from trainer.run import assemble
+from trainer.storage.preflight import check_storage
 from trainer.training.best_checkpoint import best_step
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import use_evaluation_weights
@@ -34,6 +35,7 @@ def run_mode(arguments, config):
         config: `ResolvedConfig`.
     """
     run = config.call("run")
+    _check_storage(arguments, run)
     {
         "train": _train,
         "evaluate": _evaluate,
@@ -42,6 +44,19 @@ def run_mode(arguments, config):
         "plan": _plan,
         "export": _export,
     }[arguments.mode](arguments, config, run)
+
+
+def _check_storage(arguments, run):
+    """Checks what lies in Google Cloud Storage before any device is started."""
+    reads, writes = [], []
+    if arguments.run_dir:
+        (writes if arguments.mode in ("train", "export") else reads).append(arguments.run_dir)
+    if arguments.mode in ("train", "evaluate", "plan", "replay"):
+        reads += run.task.data.paths
+        reads += [run.initial_weights] if run.initial_weights else []
+    reads += [arguments.input] if arguments.input else []
+    writes += [arguments.output] if arguments.output else []
+    check_storage(reads, writes, _reporter(_console(sys.stderr)))
 
 
 def _console(file=None):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import tempfile
 import time
 
@@ -11,7 +12,9 @@ from rich.table import Table
 
 from trainer.amounts import byte_count, duration, quantity
 from trainer.distribution import create_cluster
+from trainer.environment import GOOGLE_CLOUD_SETTINGS
 from trainer.run import PRECISIONS, assemble
+from trainer.storage import google_cloud
 from trainer.training.run_directory import RunDirectory
 
 _MEASURED_STEPS = 4
@@ -86,6 +89,9 @@ def make_plan(arguments, config, run, report):
             *task.describe_data(run.steps * run.global_batch),
             ("model operations", f"{quantity(flops)}FLOP a step, {quantity(flops * run.steps)}FLOP in all"),
         ]
+        if any(google_cloud.is_google_cloud(path) for path in (arguments.run_dir, *run.task.data.paths)):
+            settings = (f"{name}={os.environ.get(name, '')}" for name in GOOGLE_CLOUD_SETTINGS)
+            lines.append(("Google Cloud Storage", "\n".join(settings)))
         if arguments.measure:
             first, seconds = _measure(assembly, state)
             lines += [

@@ -65,6 +65,14 @@ class ClassificationData:
     def __post_init__(self):
         self.text_format()  # refuses what cannot be
 
+    @property
+    def paths(self):
+        """What is read: paths and patterns."""
+        given = [self.vocabulary]
+        for files in (self.train, self.held_out):
+            given += [files] if isinstance(files, str) else list(files or ())
+        return tuple(str(path) for path in given if path is not None)
+
     def text_format(self):
         """Returns the `TextFormat` of the files."""
         names = [field.name for field in dataclasses.fields(TextFormat)]

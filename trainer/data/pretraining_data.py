@@ -58,6 +58,17 @@ class PretrainingData:
     python_docs_length: int = 128
     python_docs_vocabulary: int = 8192
 
+    def _entries(self):
+        """Returns (path, weight) of each source."""
+        entries = [self.source] if isinstance(self.source, str) else list(self.source)
+        return [(entry, 1.0) if isinstance(entry, str) else tuple(entry) for entry in entries]
+
+    @property
+    def paths(self):
+        """What is read: folders and patterns."""
+        sources = [] if self.source == PYTHON_DOCS else [str(path) for path, _ in self._entries()]
+        return (*sources, *(str(path) for path in (self.vocabulary, self.held_out) if path is not None))
+
     def open(self, run_directory, *, is_chief=True, report=print):
         """Finds, prepares (the embedded corpus) and checks the data.
 
@@ -75,8 +86,7 @@ class PretrainingData:
         if self.source == PYTHON_DOCS:
             folder = self._python_docs(run_directory, is_chief, report)
             return self._opened([Corpus(folder)])
-        entries = [self.source] if isinstance(self.source, str) else list(self.source)
-        entries = [(entry, 1.0) if isinstance(entry, str) else tuple(entry) for entry in entries]
+        entries = self._entries()
         if all(storage.exists(storage.join(path, MANIFEST_NAME)) for path, _ in entries):
             return self._opened([Corpus(path, weight) for path, weight in entries])
         if self.vocabulary is not None:

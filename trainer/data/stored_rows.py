@@ -7,18 +7,21 @@ made when a run starts are kept in memory, see `memory_rows`.
 """
 
 import abc
+import functools
 import re
 import struct
 
 import numpy as np
 import tensorflow as tf
 
+from trainer import storage
 from trainer.data.records import masked_crc
 from trainer.errors import InputError, StorageFailed
 
 # Marks that keep a message for a person apart from what TensorFlow wraps around it.
 _MESSAGE_START, _MESSAGE_END = "<data error> ", " </data error>"
 _FRAME_HEADER_BYTES, _FRAME_FOOTER_BYTES = 12, 4
+_REMOTE_ATTEMPTS = 3
 
 
 class StoredRows(abc.ABC):
@@ -123,8 +126,18 @@ class FileRows(StoredRows):
         path = tensors["paths"][shard]
         compression = tensors["compression"][shard]
         offset, num_bytes = self.byte_range(tensors, shard, first_row, num_rows)
-        stored = _read_run(path, compression, tf.where(compression == "", offset, 0), num_bytes, num_rows)
-        records, intact = self.verify(tensors, stored, shard, first_row)
+
+        def attempt(last):
+            begin = tf.where(compression == "", offset, 0)
+            stored = _read_run(path, compression, begin, num_bytes, num_rows, ignore_errors=not last)
+            return self.verify(tensors, stored, shard, first_row)
+
+        # What was changed or cut off on the way comes without an error; the next answer may be the right one.
+        attempts = _REMOTE_ATTEMPTS if any(storage.is_remote(path) for path in self.paths) else 1
+        records, intact = attempt(last=attempts == 1)
+        for number in range(2, attempts + 1):
+            again = functools.partial(attempt, last=number == attempts)
+            records, intact = tf.cond(tf.reduce_all(intact), lambda r=records, i=intact: (r, i), again)
         num_bad = num_rows - tf.reduce_sum(tf.cast(intact, tf.int64))
         first_bad = first_row + tf.argmin(tf.cast(intact, tf.int32), output_type=tf.int64)
         verified = check_in_graph(
@@ -147,8 +160,10 @@ class FileRows(StoredRows):
         return True
 
 
-def _read_run(path, compression, offset, num_bytes, num_rows):
-    """Returns `[num_rows]` strings: the records from a byte on, and an empty string for the first that is not there.
+def _read_run(path, compression, offset, num_bytes, num_rows, ignore_errors):
+    """Returns `[num_rows]` strings: the records from a byte on, and empty ones for those that are not there.
+
+    With `ignore_errors` those are not there, either, that come after an error, of whatever kind.
 
     The raw operation is used because it is the only one in TensorFlow that seeks: the header of a
     `FixedLengthRecordDataset` is read, not skipped, and so is what `skip` leaves out. `tf.data.TFRecordDataset` does
@@ -160,6 +175,8 @@ def _read_run(path, compression, offset, num_bytes, num_rows):
         filenames=path[None], compression_type=compression, buffer_size=num_bytes, byte_offsets=offset[None]
     )
     reader = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+    if ignore_errors:
+        reader = reader.ignore_errors()
     reader = reader.concatenate(tf.data.Dataset.from_tensors("")).take(num_rows)
     stored = reader.batch(num_rows).get_single_element()
     return tf.concat([stored, tf.fill([num_rows - tf.size(stored, tf.int64)], "")], axis=0)

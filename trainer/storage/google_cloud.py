@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import re
+import types
 import uuid
 
 import google_crc32c
@@ -56,20 +57,24 @@ def split(path):
 
 
 @functools.cache
-def _modules():
-    """Google's packages, imported when they are first needed: they take a third of a second."""
+def modules():
+    """Returns Google's packages, imported when they are first needed: they take a third of a second."""
     import google.auth.exceptions
     import requests.exceptions
     from google.api_core import exceptions
     from google.cloud import storage
 
-    return storage, exceptions, google.auth.exceptions, requests.exceptions
+    return types.SimpleNamespace(
+        storage=storage,
+        exceptions=exceptions,
+        auth_exceptions=google.auth.exceptions,
+        request_exceptions=requests.exceptions,
+    )
 
 
 @functools.cache
 def _client_of(process_id):
-    storage, *_ = _modules()
-    return storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT") or None)
+    return modules().storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT") or None)
 
 
 def client():
@@ -90,20 +95,20 @@ def explained(path):
     Args:
         path: what was asked for, for the message.
     """
-    _, exceptions, auth_exceptions, request_exceptions = _modules()
+    google = modules()
     try:
         yield
-    except auth_exceptions.DefaultCredentialsError as error:
+    except google.auth_exceptions.DefaultCredentialsError as error:
         raise StorageFailed(
             f"there are no credentials for {path}: run `gcloud auth application-default login`, or let "
             "GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account"
         ) from error
-    except auth_exceptions.GoogleAuthError as error:
+    except google.auth_exceptions.GoogleAuthError as error:
         raise StorageFailed(
             f"the credentials for {path} are not accepted ({_first_line(error)}): run `gcloud auth application-default "
             "login` again"
         ) from error
-    except (exceptions.GoogleAPIError, request_exceptions.RequestException, OSError) as error:
+    except (google.exceptions.GoogleAPIError, google.request_exceptions.RequestException, OSError) as error:
         raise StorageFailed(f"{path}: {_reason(error)}") from error
 
 
@@ -154,7 +159,7 @@ def objects_in(folder):
 
 def read(path):
     """Returns (content, generation) of an object as it is now, past every cache; (None, 0) if there is none."""
-    _, exceptions, *_ = _modules()
+    exceptions = modules().exceptions
     blob = _blob(path)
     with explained(path):
         try:
@@ -178,7 +183,7 @@ def write_if(path, content, generation):
     Returns:
         The new generation, or None if somebody else was first.
     """
-    _, exceptions, *_ = _modules()
+    exceptions = modules().exceptions
     blob = _blob(path)
     with explained(path):
         try:
@@ -192,7 +197,7 @@ def write_if(path, content, generation):
 
 def delete_if(path, generation):
     """Deletes an object if it is still of a generation; returns whether it is gone by our doing."""
-    _, exceptions, *_ = _modules()
+    exceptions = modules().exceptions
     with explained(path):
         try:
             _blob(path).delete(if_generation_match=generation)
