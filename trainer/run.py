@@ -41,6 +41,8 @@ FREE_PARAMETERS = (
     "pretraining_data.source",  # a data set may move; its fingerprint may not change, see `TrainingRun`
     "pretraining_data.num_parallel_reads",
     "pretraining_data.check",
+    "pretraining_data.cache_dir",
+    "pretraining_data.cache_gigabytes",
     "classification.samples",
     "classification_data.train",  # files may move, too
     "classification_data.held_out",

@@ -24,10 +24,12 @@ class Corpus:
     Args:
         folder: the folder that holds `manifest.json`, local or `gs://`.
         weight: share of the training examples, relative to the weights of the other corpora.
+        cached_in: local folder in which copies of shards may lie, or appear, which are then read instead; None for none.
     """
 
     folder: str
     weight: float = 1.0
+    cached_in: str | None = None
 
     @functools.cached_property
     def manifest(self):
@@ -90,6 +92,10 @@ class PreparedRows(FileRows):
             shard_bytes=[shard.bytes for _, _, shard in shards],
             shard_compressed=[corpus.manifest.compression == "GZIP" for _, corpus, _ in shards],
             row_bytes=self.row_format.stride,
+            shard_crc32c=[shard.crc32c for _, _, shard in shards],
+            local_paths=[
+                corpus.cached_in and storage.join(corpus.cached_in, shard.name) for _, corpus, shard in shards
+            ],
         )
         self._salts = np.array([shard.salt for _, _, shard in shards], np.int64)
         for path, rows, size, compressed in zip(

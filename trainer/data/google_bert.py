@@ -159,6 +159,7 @@ class GoogleBertRows(FileRows):
             shard_rows=rows,
             shard_bytes=[index.bytes for _, index in indexes],
             shard_compressed=[False] * len(indexes),
+            shard_crc32c=[index.crc32c for _, index in indexes],
             row_bytes=max(1, sum(index.bytes for _, index in indexes) // max(1, sum(rows))),
         )
         self._offsets = np.concatenate([index.offsets for _, index in indexes])

@@ -112,6 +112,15 @@ def pipeline_options():
     return options
 
 
+def parallel_reads(plan, given):
+    """Returns how many lanes are read at a time: what is `given`, or for `auto` what suits where the rows lie."""
+    if given == "auto":
+        # Reading from an object store is waiting, from a disk it is work for the processor.
+        return 32 if any(storage.is_remote(path) for path in plan.rows.paths) else 4
+    check_integer("num_parallel_reads", given, 1)
+    return given
+
+
 def _rows_in_order(plan, seed, first_example, global_batch, host, num_hosts, num_parallel_reads):
     """Returns a dataset of many decoded rows at a time: the examples of one host from the start of a step on."""
     # The first examples come from different lanes; from then on each lane gives its next row in the same turn.
@@ -120,11 +129,7 @@ def _rows_in_order(plan, seed, first_example, global_batch, host, num_hosts, num
     slot_lanes = tf.constant(firsts % plan.lanes)
     slot_rows = tf.constant(firsts // plan.lanes)
     chunk_rows = max(1, min(_ROWS_PER_CHUNK // num_slots, max(share.block_rows for share in plan.shares)))
-    if num_parallel_reads == "auto":
-        # Reading from an object store is waiting, from a disk it is work for the processor.
-        remote = any(storage.is_remote(path) for path in plan.rows.paths)
-        num_parallel_reads = 32 if remote else 4
-    check_integer("num_parallel_reads", num_parallel_reads, 1)
+    num_parallel_reads = parallel_reads(plan, num_parallel_reads)
     tables = _Tables(plan, seed)
 
     def read_lane(slot):

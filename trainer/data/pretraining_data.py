@@ -8,12 +8,14 @@ from trainer import storage
 from trainer.data.corpora import Corpus, check_corpora, stored_rows_of
 from trainer.data.evaluation_rows import evaluation_dataset
 from trainer.data.google_bert import GoogleBertCorpus
+from trainer.data.input_advice import input_advice
 from trainer.data.lane_order import plan_lanes
-from trainer.data.lanes import training_dataset
+from trainer.data.lanes import parallel_reads, training_dataset
 from trainer.data.manifests import MANIFEST_NAME
 from trainer.data.masking import TokenKinds
 from trainer.data.preparation import PreparationSettings, prepare
 from trainer.data.preparation_display import ProgressDisplay
+from trainer.data.shard_cache import ShardCache
 from trainer.data.tokenization import Tokenizer
 from trainer.data.vocabulary import load_vocabulary
 from trainer.errors import InputError
@@ -35,6 +37,9 @@ class PretrainingData:
         block_rows: rows that are read and shuffled together, part of the order; `auto` goes by the size of the data.
         num_parallel_reads: lanes that are read at the same time; `auto` leaves it to tf.data.
         check: whether all shards are read and compared with the manifest before training; `auto` does so below 1 GiB.
+        cache_dir: folder on a disk of this machine in which shards from `gs://` are kept, so that they are read from the
+            bucket once; None for no such.
+        cache_gigabytes: how large it may grow; data sets that were used longest ago make room.
         vocabulary: vocabulary file, only for Google BERT's TFRecords, which do not bring theirs.
         lower_case: for Google BERT's TFRecords: whether they were made with `--do_lower_case` (texts to fill masks in are
             treated alike).
@@ -50,6 +55,8 @@ class PretrainingData:
     block_rows: object = "auto"
     num_parallel_reads: object = "auto"
     check: object = "auto"
+    cache_dir: str | None = None
+    cache_gigabytes: float = 100.0
     vocabulary: str | None = None
     lower_case: bool = True
     remask: bool = False
@@ -85,19 +92,20 @@ class PretrainingData:
         """
         if self.source == PYTHON_DOCS:
             folder = self._python_docs(run_directory, is_chief, report)
-            return self._opened([Corpus(folder)])
+            return self._opened([Corpus(folder)], report)
         entries = self._entries()
         if all(storage.exists(storage.join(path, MANIFEST_NAME)) for path, _ in entries):
-            return self._opened([Corpus(path, weight) for path, weight in entries])
+            return self._opened([Corpus(path, weight) for path, weight in entries], report)
         if self.vocabulary is not None:
             return self._google_bert(entries, report)
         for path, _ in entries:  # says which one is missing, and what to do
             _ = Corpus(path).manifest
         raise AssertionError("unreachable: one of the manifests is missing")
 
-    def _opened(self, corpora):
+    def _opened(self, corpora, report):
         own = load_vocabulary(self.vocabulary).sha256 if self.vocabulary is not None else None
         check_corpora(corpora, vocabulary_sha256=own, checksums=self.check)
+        corpora, cache = self._cached(corpora, report)
         manifest = corpora[0].manifest
         vocabulary = load_vocabulary(storage.join(corpora[0].folder, manifest.vocabulary))
         return OpenedData(
@@ -109,7 +117,20 @@ class PretrainingData:
             lower_case=manifest.lower_case,
             pairs=manifest.packing.startswith("sentence_pair"),
             fingerprints=_fingerprints(corpora, [corpus.manifest.fingerprint for corpus in corpora]),
+            cache=cache,
         )
+
+    def _cached(self, corpora, report):
+        """Returns the corpora, those in a bucket with the folder that caches them, and the `ShardCache` or None."""
+        if self.cache_dir is None or not any(storage.is_remote(corpus.folder) for corpus in corpora):
+            return corpora, None
+        cache = ShardCache(self.cache_dir, int(self.cache_gigabytes * 1e9), report)
+        return [
+            dataclasses.replace(corpus, cached_in=cache.folder_for(corpus.folder, corpus.manifest))
+            if storage.is_remote(corpus.folder)
+            else corpus
+            for corpus in corpora
+        ], cache
 
     def _google_bert(self, entries, report):
         vocabulary = load_vocabulary(self.vocabulary)
@@ -180,6 +201,7 @@ class OpenedData:
         lower_case: whether text is lower-cased.
         pairs: whether rows are sentence pairs with labels.
         fingerprints: one text a corpus that changes when its content or its share does.
+        cache: the `ShardCache` of corpora in a bucket, or None.
     """
 
     settings: PretrainingData
@@ -190,6 +212,7 @@ class OpenedData:
     lower_case: bool
     pairs: bool
     fingerprints: tuple
+    cache: ShardCache | None = None
 
     @property
     def vocabulary_size(self):
@@ -224,9 +247,16 @@ class OpenedData:
 
     def training_dataset(self, **options):
         """See `trainer.data.lanes.training_dataset`; the order is that of the settings."""
+        if self.cache is not None:
+            self.cache.start()
         return training_dataset(
             self.plan, lanes=self.plan.lanes, num_parallel_reads=self.settings.num_parallel_reads, **options
         )
+
+    def input_advice(self, processor_share, num_hosts):
+        """See `trainer.data.input_advice.input_advice`."""
+        reads = parallel_reads(self.plan, self.settings.num_parallel_reads)
+        return input_advice(self.plan, reads, self.cache is not None, processor_share, num_hosts)
 
     def evaluation_dataset(self, **options):
         """See `trainer.data.evaluation_rows.evaluation_dataset`; there must be held-out rows."""

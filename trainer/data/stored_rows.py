@@ -85,16 +85,33 @@ class FileRows(StoredRows):
         shard_bytes: `[shards]` size of the file.
         shard_compressed: `[shards]` whether the file is gzipped: such a shard can only be read whole.
         row_bytes: bytes that a row takes in an uncompressed file, on average.
+        local_paths: one path a shard, at which a copy of it may lie, or appear, on the host that reads: that is read then;
+            None for shards without. None if no shard has one.
+        shard_crc32c: `[shards]` CRC-32C of the file, eight hexadecimal digits.
     """
 
-    def __init__(self, labels, paths, shard_corpus, shard_rows, shard_bytes, shard_compressed, row_bytes):
+    def __init__(
+        self,
+        labels,
+        paths,
+        shard_corpus,
+        shard_rows,
+        shard_bytes,
+        shard_compressed,
+        row_bytes,
+        shard_crc32c,
+        local_paths=None,
+    ):
         super().__init__(labels, paths, shard_corpus, shard_rows, row_bytes)
         self.shard_bytes = np.asarray(shard_bytes, np.int64)
         self.shard_compressed = np.asarray(shard_compressed, bool)
+        self.shard_crc32c = tuple(shard_crc32c)
+        self.local_paths = tuple(path or "" for path in local_paths or ())
 
     def tensors(self):
         """See `StoredRows.tensors`."""
         return super().tensors() | {
+            "local_paths": tf.constant(self.local_paths, tf.string),
             "paths": tf.constant(self.paths, tf.string),
             "bytes": tf.constant(self.shard_bytes),
             "compression": tf.constant(["GZIP" if gzipped else "" for gzipped in self.shard_compressed], tf.string),
@@ -123,7 +140,7 @@ class FileRows(StoredRows):
         Where they cannot be had, evaluation raises an error that `explain_read_error` turns into a message that names
         the shard.
         """
-        path = tensors["paths"][shard]
+        path = self._place(tensors, shard)
         compression = tensors["compression"][shard]
         offset, num_bytes = self.byte_range(tensors, shard, first_row, num_rows)
 
@@ -154,6 +171,15 @@ class FileRows(StoredRows):
         )
         with tf.control_dependencies([verified]):
             return tf.identity(records)
+
+    def _place(self, tensors, shard):
+        """Returns the path to read a shard from, on the host that reads it."""
+        path = tensors["paths"][shard]
+        if not any(self.local_paths):
+            return path
+        local = tensors["local_paths"][shard]
+        is_there = (local != "") & (tf.size(tf.io.matching_files(local)) > 0)
+        return tf.where(is_there, local, path)
 
     def record_boundary(self, shard, offset):
         """Returns whether a record of a shard begins at a byte, as far as the index or manifest says."""
@@ -213,13 +239,14 @@ def explain_read_error(error, rows):
     message = error.message or ""
     marked = re.search(f"{re.escape(_MESSAGE_START)}(.*?){re.escape(_MESSAGE_END)}", message, re.DOTALL)
     if marked:
-        return InputError(re.sub(r"\\(.)", r"\1", marked[1]))  # TensorFlow puts a backslash before quotes
+        text = re.sub(r"\\(.)", r"\1", marked[1])  # TensorFlow puts a backslash before quotes
+        return _damaged_on_the_way(rows, text) or InputError(text)
     damaged = re.search(r"(corrupted|truncated) record at (\d+)", message)
     if damaged:
         return _explain_damage(rows, damaged[1], int(damaged[2]))
     if "inflate() failed" in message:
         return _explain_damage(rows, "corrupted", 0)
-    paths = [path for stored in rows for path in stored.paths if path in message]
+    paths = [path for stored in rows for path in (*stored.paths, *stored.local_paths) if path and path in message]
     path = max(paths, key=len, default=None)
     if path is None:
         return None
@@ -227,6 +254,24 @@ def explain_read_error(error, rows):
         return InputError(f"shard {path} is missing. Copy it again or prepare the data again.")
     reason = next(line.strip() for line in message.splitlines() if path in line)
     return StorageFailed(f"shard {path} cannot be read: {reason}")
+
+
+def _damaged_on_the_way(rows, message):
+    """Returns the error about a shard in a bucket that is whole there though what was read of it is not, or None."""
+    for stored in rows:
+        for path in stored.local_paths:
+            if path and f"shard {path} " in message:
+                storage.remove(path)
+                return StorageFailed(
+                    f"the cached copy {path} of a shard was damaged and is deleted: start the run again."
+                )
+        for path, expected in zip(stored.paths, stored.shard_crc32c, strict=True):
+            if f"shard {path} " in message and storage.is_remote(path) and storage.file_checksum(path) == expected:
+                return StorageFailed(
+                    f"rows of shard {path} arrived damaged {_REMOTE_ATTEMPTS} times, but in the bucket it is whole: network "
+                    "or a proxy gave other bytes than are stored. No such row was used; start the run again."
+                )
+    return None
 
 
 def _explain_damage(rows, kind, offset):

@@ -178,6 +178,9 @@ class Pretraining(Task):
     def evaluation_dataset(self, **options):
         return self.data.evaluation_dataset(**options)
 
+    def input_advice(self, processor_share, num_hosts):
+        return self.data.input_advice(processor_share, num_hosts)
+
     def prepare(self, examples, keys):
         features = {name: examples[name] for name in ("segment_ids", "document_ids")}
         example_weight = examples.get("example_weight")

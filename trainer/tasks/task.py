@@ -74,6 +74,16 @@ class Task(abc.ABC):
     def evaluation_dataset(self, *, global_batch, rows_per_element, host, num_hosts):
         """Returns `(dataset, number of steps)` that holds every held-out example exactly once."""
 
+    def input_advice(self, processor_share, num_hosts):
+        """Returns why examples may come too slowly, and what to change.
+
+        Args:
+            processor_share: share of the processors' time that this process uses.
+            num_hosts: hosts that read the data.
+        """
+        del num_hosts
+        return f"the processors are {processor_share:.0%} busy. Use a machine with more cores"
+
     @abc.abstractmethod
     def prepare(self, examples, keys):
         """Turns examples into features: masks tokens, say. `keras.ops` only; compiled.

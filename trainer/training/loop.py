@@ -15,6 +15,7 @@ from trainer.training.best_checkpoint import BestCheckpoint, check_best_metric
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import evaluation_weights, use_evaluation_weights
 from trainer.training.interruption import Interruption
+from trainer.training.starvation import StarvationWatch
 from trainer.training.telemetry import Telemetry
 from trainer.training.watchdog import Watchdog
 
@@ -258,6 +259,8 @@ class TrainingRun:
         if progress.step:
             self.telemetry.note(f"the data is at step {progress.step} after {time.perf_counter() - started:.2f} s")
         per_loop = run.loop_steps(self.cluster)
+        num_hosts = self.cluster.num_hosts
+        starvation = StarvationWatch(lambda busy: self.task.input_advice(busy, num_hosts), self.telemetry.note)
         compiled = stalled = False
         while progress.step < run.steps and not stalled:
             if self.cluster.any(interruption.requested):
@@ -271,6 +274,8 @@ class TrainingRun:
                 rows, waited = (tensor.numpy() for tensor in self.train_step.loop(iterator, tf.constant(steps)))
             seconds = time.perf_counter() - began
             progress.waited(float(waited), seconds if compiled else None)
+            if compiled:
+                starvation.add(float(waited), seconds)
             progress.step += steps
             watchdog.beat(progress.step)
             if not compiled:
