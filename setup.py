@@ -37,6 +37,8 @@ EXTRAS = {
         "ruff>=0.12",
         "tokenizers",
         "psutil",
+        "trustme>=1.2",
+        "gcp-storage-emulator==2026.7.19",  # tests/gcs calls its handlers
         "optax",
         "scikit-learn",
         # Architectures and weights are compared with its models, which needs a CPU build of torch besides: .ci/run installs

@@ -88,6 +88,7 @@ GOOGLE_CLOUD_SETTINGS = {
     "GCS_METADATA_REQUEST_TIMEOUT_SECS": "60",
     "GCS_READ_REQUEST_TIMEOUT_SECS": "60",
     "GCS_RETRY_CONFIG_MAX_RETRIES": "10",
+    "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",  # else Google's client asks about each bucket besides
 }
 
 

@@ -2,38 +2,13 @@
 
 import pytest
 import trainer_process
-from small_corpora import prepare_small_corpus
+from small_corpora import TINY_GIN, prepare_small_corpus
 
 
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory):
     """The folder of a small prepared corpus."""
     return prepare_small_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-TINY_GIN = """
-include 'pretrain.gin'
-data = '{data}'
-steps = 20
-global_batch = 16
-microbatch = 4
-learning_rate = 5e-3
-warmup_steps = 4
-precision = 'float32'
-strategy = 'cpu'
-devices = 1
-eval_every = 10
-checkpoint_every = 5
-log_every = 1
-encoder.num_layers = 2
-encoder.hidden_size = 16
-encoder.num_heads = 2
-encoder.intermediate_size = 32
-encoder.max_length = 16
-encoder.dropout = 0.1
-encoder.attention_dropout = 0.1
-pretraining_data.lanes = 8
-"""
 
 
 @pytest.fixture(scope="session")

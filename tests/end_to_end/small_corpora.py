@@ -1,8 +1,32 @@
-"""A small corpus with something to learn, prepared with a vocabulary of its own."""
+"""A small corpus with something to learn, prepared with a vocabulary of its own, and a run on it."""
 
 import numpy as np
 
 from trainer.data.preparation import PreparationSettings, prepare
+
+TINY_GIN = """
+include 'pretrain.gin'
+data = '{data}'
+steps = 20
+global_batch = 16
+microbatch = 4
+learning_rate = 5e-3
+warmup_steps = 4
+precision = 'float32'
+strategy = 'cpu'
+devices = 1
+eval_every = 10
+checkpoint_every = 5
+log_every = 1
+encoder.num_layers = 2
+encoder.hidden_size = 16
+encoder.num_heads = 2
+encoder.intermediate_size = 32
+encoder.max_length = 16
+encoder.dropout = 0.1
+encoder.attention_dropout = 0.1
+pretraining_data.lanes = 8
+"""
 
 # A text with something to learn: each verb takes objects of its own kind.
 _SUBJECTS = ("the child", "a sailor", "her brother", "the old teacher", "my neighbour", "every farmer")

@@ -22,6 +22,7 @@ from trainer.errors import InputError, StorageFailed
 SCHEME = "gs://"
 DEFAULT_TRANSFERS = 8
 _CHUNK_BYTES = 8 << 20
+_READ_AGAIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +64,21 @@ def modules():
     import requests.exceptions
     from google.api_core import exceptions
     from google.cloud import storage
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
     return types.SimpleNamespace(
         storage=storage,
         exceptions=exceptions,
         auth_exceptions=google.auth.exceptions,
         request_exceptions=requests.exceptions,
+        data_corruption=DataCorruption,
+        failures=(
+            exceptions.GoogleAPIError,
+            requests.exceptions.RequestException,
+            DataCorruption,
+            InvalidResponse,
+            OSError,
+        ),
     )
 
 
@@ -108,7 +118,7 @@ def explained(path):
             f"the credentials for {path} are not accepted ({_first_line(error)}): run `gcloud auth application-default "
             "login` again"
         ) from error
-    except (google.exceptions.GoogleAPIError, google.request_exceptions.RequestException, OSError) as error:
+    except google.failures as error:
         raise StorageFailed(f"{path}: {_reason(error)}") from error
 
 
@@ -159,15 +169,21 @@ def objects_in(folder):
 
 def read(path):
     """Returns (content, generation) of an object as it is now, past every cache; (None, 0) if there is none."""
-    exceptions = modules().exceptions
-    blob = _blob(path)
     with explained(path):
-        try:
-            content = blob.download_as_bytes()
-        except exceptions.NotFound as error:
-            if "bucket does not exist" in str(error):
-                raise
-            return None, 0
+        for _ in range(_READ_AGAIN):
+            with contextlib.suppress(modules().data_corruption):
+                return _read_once(path)
+        return _read_once(path)
+
+
+def _read_once(path):
+    blob = _blob(path)
+    try:
+        content = blob.download_as_bytes()
+    except modules().exceptions.NotFound as error:
+        if "bucket does not exist" in str(error):
+            raise
+        return None, 0
     return content, int(blob.generation)
 
 
