@@ -161,8 +161,8 @@ def test_passing_faults_of_writes_change_nothing(there, local_run, kind):
         ("status", {"status": 403}, "cannot be read"),
         ("expired_token", {}, "cannot be read"),
         ("status", {"status": 503}, "cannot be read"),
-        ("corrupted", {}, "in the bucket it is whole"),
-        ("short", {}, "in the bucket it is whole"),
+        ("corrupted", {}, "whole"),
+        ("short", {}, "whole"),
     ],
 )
 def test_lasting_faults_of_reads_end_with_74_and_a_run_that_resumes(there, local_run, kind, options, message):

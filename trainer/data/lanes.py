@@ -116,9 +116,13 @@ def parallel_reads(plan, given):
     """Returns how many lanes are read at a time: what is `given`, or for `auto` what suits where the rows lie."""
     if given == "auto":
         # Reading from an object store is waiting, from a disk it is work for the processor.
-        return 32 if any(storage.is_remote(path) for path in plan.rows.paths) else 4
+        return 32 if _is_remote(plan) else 4
     check_integer("num_parallel_reads", given, 1)
     return given
+
+
+def _is_remote(plan):
+    return any(storage.is_remote(path) for path in plan.rows.paths)
 
 
 def _rows_in_order(plan, seed, first_example, global_batch, host, num_hosts, num_parallel_reads):
@@ -173,7 +177,7 @@ class _Tables:
     """The tables of a plan as tensors, and the reading of one lane in terms of them."""
 
     def __init__(self, plan, seed):
-        self.rows = plan.rows
+        self.rows, self.remote = plan.rows, _is_remote(plan)
         self.files = plan.rows.tensors()
         self.seed_key = tf.constant(np.uint64(seed_key(seed)))
         self.lane_corpus, self.lane_rank = tf.constant(plan.lane_corpus), tf.constant(plan.lane_rank)
@@ -200,7 +204,9 @@ class _Tables:
             order = _sort_order_in_graph(_fold_in_graph(key, tf.range(num_rows, dtype=tf.int64)))
             return tf.gather(records, order[begin:end])
 
-        return tf.data.Dataset.counter(first_epoch).flat_map(blocks_of_epoch).map(read)
+        blocks = tf.data.Dataset.counter(first_epoch).flat_map(blocks_of_epoch).map(read)
+        # All lanes come to the end of a block at the same time: those of an object store ask for the next one before.
+        return blocks.prefetch(1) if self.remote else blocks
 
     def _pieces(self, corpus, key, lowest, end):
         """The blocks, or parts of them, that make up a range of an epoch's sequence of rows."""
