@@ -50,6 +50,14 @@ def test_a_download_that_is_disturbed_once_comes_whole(emulator, bucket, tmp_pat
     assert storage.read_bytes(f"{bucket}/x") == CONTENT
 
 
+def test_faults_that_pass_are_counted(emulator, bucket):
+    emulator.put(f"{bucket}/x", b"x")
+    before = google_cloud.retries()
+    fault = emulator.faults.add(f"read {bucket}/x", "status", status=503, times=2)
+    assert storage.read_bytes(f"{bucket}/x") == b"x" and emulator.faults.hits(fault) == 2
+    assert google_cloud.retries() == before + 2
+
+
 def test_a_download_that_is_always_damaged_is_refused_and_leaves_nothing(emulator, bucket, tmp_path):
     emulator.put(f"{bucket}/x", CONTENT)
     emulator.faults.add(f"read {bucket}/x", "corrupted", times=None)

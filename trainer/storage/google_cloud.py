@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import re
+import threading
 import types
 import uuid
 
@@ -87,6 +88,38 @@ def _client_of(process_id):
     return modules().storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT") or None)
 
 
+class _Retries:
+    """Google's policy for what fails for a moment, and how often it was needed."""
+
+    def __init__(self):
+        self.count = 0
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def policy(self):
+        """The policy: pauses that double, for two minutes."""
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        passes = DEFAULT_RETRY._predicate  # which faults may pass: Google's own list
+
+        def counted(error):
+            if not passes(error):
+                return False
+            with self._lock:
+                self.count += 1
+            return True
+
+        return DEFAULT_RETRY.with_predicate(counted)
+
+
+_RETRIES = _Retries()
+
+
+def retries():
+    """Returns how often this process has asked again because of a fault that may pass."""
+    return _RETRIES.count
+
+
 def client():
     """Returns the client of this process (connections do not survive a fork)."""
     with explained("credentials for Google Cloud Storage"):
@@ -151,7 +184,7 @@ def describe(path):
     """Returns the `StoredObject` of a path, or None if there is none."""
     bucket, name = split(path)
     with explained(path):
-        blob = client().bucket(bucket).get_blob(name)
+        blob = client().bucket(bucket).get_blob(name, retry=_RETRIES.policy)
         return None if blob is None else _object_of(blob)
 
 
@@ -160,7 +193,7 @@ def objects_in(folder):
     bucket, name = split(folder)
     prefix = name.rstrip("/") + "/" if name.strip("/") else ""
     with explained(folder):
-        blobs = client().list_blobs(bucket, prefix=prefix)
+        blobs = client().list_blobs(bucket, prefix=prefix, retry=_RETRIES.policy)
         return {blob.name[len(prefix) :]: _object_of(blob) for blob in blobs if not blob.name.endswith("/")}
 
 
@@ -179,7 +212,7 @@ def read(path):
 def _read_once(path):
     blob = _blob(path)
     try:
-        content = blob.download_as_bytes()
+        content = blob.download_as_bytes(retry=_RETRIES.policy)
     except modules().exceptions.NotFound as error:
         if "bucket does not exist" in str(error):
             raise
@@ -203,7 +236,9 @@ def write_if(path, content, generation):
     blob = _blob(path)
     with explained(path):
         try:
-            blob.upload_from_string(content, "application/octet-stream", if_generation_match=generation)
+            blob.upload_from_string(
+                content, "application/octet-stream", if_generation_match=generation, retry=_RETRIES.policy
+            )
             return int(blob.generation)
         except exceptions.PreconditionFailed:
             pass
@@ -216,7 +251,7 @@ def delete_if(path, generation):
     exceptions = modules().exceptions
     with explained(path):
         try:
-            _blob(path).delete(if_generation_match=generation)
+            _blob(path).delete(if_generation_match=generation, retry=_RETRIES.policy)
             return True
         except (exceptions.PreconditionFailed, exceptions.NotFound):
             return False
@@ -237,7 +272,7 @@ def upload(local_path, path):
     blob = _blob(path)
     expected = _file_crc32c(local_path)
     with explained(path):
-        blob.upload_from_filename(local_path, checksum="crc32c")
+        blob.upload_from_filename(local_path, checksum="crc32c", retry=_RETRIES.policy)
         if not blob.crc32c:
             blob.reload()
     found = _object_of(blob)
@@ -266,7 +301,7 @@ def download(path, local_path):
                 raise StorageFailed(f"{path}: there is no such object")
             with explained(path):
                 # The client's own check does not cover every way in which it downloads; ours does.
-                _blob(path, expected.generation).download_to_filename(temporary, checksum=None)
+                _blob(path, expected.generation).download_to_filename(temporary, checksum=None, retry=_RETRIES.policy)
             found = (os.path.getsize(temporary), _file_crc32c(temporary))
             if found == (expected.bytes, expected.crc32c):
                 os.replace(temporary, local_path)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from trainer.amounts import duration, quantity
 from trainer.errors import StorageFailed
+from trainer.storage import google_cloud
 from trainer.training.event_file import EventFile
 from trainer.training.progress import ProgressDisplay
 from trainer.training.step import of_the_whole
@@ -191,6 +192,8 @@ class Telemetry:
         table.add_row("compilation", f"{self._compile_seconds:.1f} s")
         table.add_row("saving", f"{self._num_saves} checkpoints, training stood still for {self._stall_seconds:.2f} s")
         table.add_row("run directory", self._run_directory.path)
+        if retries := google_cloud.retries():
+            table.add_row("storage", f"{retries:,} requests to Google Cloud Storage were tried again")
         return table
 
     def _to_tensorboard(self, write):
