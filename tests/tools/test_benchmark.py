@@ -18,6 +18,7 @@ from tools.benchmark import (
     optimizers,
     processes,
     reader,
+    remote_input,
     rounds,
     startup,
     step,
@@ -95,6 +96,8 @@ def test_numbers_are_whole_on_a_narrow_terminal():
     show(findings, console)
     text = console.export_text()
     assert "12.33-12.35" in text and step.OURS in text and "keras_hub" in text
+    places = ("disk", "bucket", "distant", "cached")
+    show(remote_input.summarize(Settings(), {name: [123456.0, 234567.0] for name in places}, 1000), console)
     show(reader.summarize(Settings(), {name: [123456.0, 234567.0] for name in reader.READERS}), console)
     text = console.export_text()
     assert "against bare" in text and "1.00 to 1.00" in text and "179,012" in text
@@ -289,6 +292,16 @@ def test_peers_import_nothing_of_the_project():
 def test_wrong_options_are_refused_before_anything_is_measured(options, message):
     with pytest.raises(InputError, match=message):
         program.main(options)
+
+
+@pytest.mark.slow
+def test_input_subject_measures_a_bucket_on_this_machine(tmp_path):
+    path = tmp_path / "numbers.json"
+    options = tiny_options(length=128, input_shard_megabytes=1)
+    assert program.main(["input", *options, "--json", str(path)]) == 0
+    numbers = json.loads(path.read_text())["subjects"]["input"]
+    assert set(numbers["rows_per_second"]) == {"disk", "bucket", "distant", "cached"}
+    assert all(rate > 0 for rates in numbers["rows_per_second"].values() for rate in rates)
 
 
 def test_reader_subject_measures_and_writes_json(tmp_path, capsys):

@@ -19,7 +19,17 @@ import sys
 
 from rich.console import Console
 
-from tools.benchmark import accumulation, checkpoint, fine_tuning, optimizers, reader, startup, step, weights
+from tools.benchmark import (
+    accumulation,
+    checkpoint,
+    fine_tuning,
+    optimizers,
+    reader,
+    remote_input,
+    startup,
+    step,
+    weights,
+)
 from tools.benchmark.settings import Settings
 from tools.benchmark.tables import show
 from trainer.errors import InputError, TrainerError
@@ -30,6 +40,7 @@ SUBJECTS = {
     "optimizers": optimizers,
     "fine_tuning": fine_tuning,
     "reader": reader,
+    "input": remote_input,
     "checkpoint": checkpoint,
     "startup": startup,
     "weights": weights,

@@ -41,13 +41,14 @@ class MeasuredProcess:
         arguments: command line after the interpreter.
         settings: dict of JSON values.
         python: the interpreter; this one if None.
+        variables: further environment variables.
 
     Attributes:
         absent: why the system cannot be measured; None if it can.
         information: what it says of itself.
     """
 
-    def __init__(self, name, arguments, settings, python=None):
+    def __init__(self, name, arguments, settings, python=None, variables=None):
         self.name = name
         # Closed by `close`.
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -60,7 +61,7 @@ class MeasuredProcess:
                 stderr=self._log,
                 text=True,
                 encoding="utf-8",
-                env=child_environment(os.environ),
+                env=child_environment(os.environ) | (variables or {}),
                 cwd=_REPOSITORY,
             )
         except OSError as error:
@@ -119,13 +120,14 @@ def peer(name, script, settings, python=None):
     return MeasuredProcess(name, [str(_FOLDER / "peers" / script)], settings, python)
 
 
-def worker(module, settings):
+def worker(module, settings, variables=None):
     """Starts a module of `workers/` under this interpreter.
 
     Raises:
         TrainingFailed: if it cannot work: without it there is nothing to compare.
     """
-    process = MeasuredProcess(module, ["-m", f"tools.benchmark.workers.{module}"], settings)
+    command = ["-m", f"tools.benchmark.workers.{module}"]
+    process = MeasuredProcess(module, command, settings, variables=variables)
     if process.absent:
         process.close()
         raise TrainingFailed(f"{module} cannot be measured: {process.absent}")

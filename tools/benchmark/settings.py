@@ -30,6 +30,7 @@ class Settings:
     rounds: int = _setting(5, "how often the measured systems take turns")
     round_seconds: float = _setting(10.0, "how long each works in its turn; never less than one step")
     reader_rows: int = _setting(100_000, "reader: rows of the data set")
+    input_shard_megabytes: int = _setting(64, "input: size of each of the eight shards")
     time_accumulation: int = _setting(8, "accumulation: microbatches of the step that is timed")
     memory_accumulation: int = _setting(32, "accumulation: microbatches of the step whose peak memory is taken")
     base_updates: int = _setting(1, "optimizers: 1 to measure the update of BERT-base, too, 0 for the above size alone")
