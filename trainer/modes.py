@@ -1,12 +1,16 @@
 """The modes of the command line, each a short story."""
 
 import contextlib
+import csv
+import io
 import json
+import os
 import sys
 
 from rich.console import Console
 
 from trainer import storage
+from trainer.data.labelled_texts import decoded, lines_of, without_empty
 from trainer.distribution import create_cluster
 from trainer.errors import InputError
 from trainer.export import export_model
@@ -25,6 +29,7 @@ from trainer.weights.model_weights import ModelWeights
 from trainer.weights.writing import write_weights
 
 _SHOWN_ANSWERS = 5
+_TABLES = (".tsv", ".csv")
 
 
 def run_mode(arguments, config):
@@ -51,9 +56,12 @@ def _check_storage(arguments, run):
     reads, writes = [], []
     if arguments.run_dir:
         (writes if arguments.mode in ("train", "export") else reads).append(arguments.run_dir)
-    if arguments.mode in ("train", "evaluate", "plan", "replay"):
-        reads += run.task.data.paths
+    data = run.task.data
+    if arguments.mode in ("train", "plan", "replay"):
+        reads += data.paths
         reads += [run.initial_weights] if run.initial_weights else []
+    if arguments.mode == "evaluate":
+        reads += getattr(data, "evaluation_paths", data.paths)  # prepared data is in one place
     reads += [arguments.input] if arguments.input else []
     writes += [arguments.output] if arguments.output else []
     check_storage(reads, writes, _reporter(_console(sys.stderr)))
@@ -104,7 +112,11 @@ def _train(arguments, config, run):
 
 
 def _restored(arguments, config, run, console, examples=False):
-    """Returns the assembly and the state at the checkpoint that was asked for, and its step."""
+    """Returns the assembly and the state at the checkpoint that was asked for, and its step.
+
+    Args:
+        examples: `held_out` where these will be read, False where none will.
+    """
     report = _reporter(console)
     assembly = _assemble(run, config, *_start(arguments, run, report), examples)
     state, manager = _fresh(assembly, report)
@@ -131,7 +143,7 @@ def _fresh(assembly, report):
 
 def _evaluate(arguments, config, run):
     console = _console()
-    assembly, state, step = _restored(arguments, config, run, console, examples=True)
+    assembly, state, step = _restored(arguments, config, run, console, examples="held_out")
     if not assembly.task.has_evaluation:
         raise InputError("the data has no held-out examples to evaluate on")
     metrics = evaluate(assembly, assembly.evaluation_step(state))
@@ -141,19 +153,17 @@ def _evaluate(arguments, config, run):
             console.print(f"  {name} {value:.6g}", markup=False)
 
 
-def _texts(arguments):
+def _texts(arguments, report):
     """Returns the texts to predict for, of the command line or standard input; None where --input names their file."""
     if arguments.input:
         if not storage.exists(arguments.input):
             raise InputError(f"--input {arguments.input}: there is no such file")
         return None
-    if arguments.texts:
-        lines = arguments.texts
-    elif not sys.stdin.isatty():
-        lines = sys.stdin.read().splitlines()
-    else:
-        lines = []
-    return _at_least_one([line for line in lines if line.strip()])
+    lines, name = arguments.texts, "the command line"
+    if not lines and not sys.stdin.isatty():
+        name = "standard input"
+        lines = lines_of(decoded(sys.stdin.buffer.read(), name))
+    return _at_least_one(without_empty(lines, name, report))
 
 
 def _at_least_one(texts):
@@ -165,15 +175,15 @@ def _at_least_one(texts):
 def _predict(arguments, config, run):
     if arguments.top_k is not None and arguments.top_k < 1:
         raise InputError(f"--top_k must be at least 1, got {arguments.top_k}")
-    texts = _texts(arguments)
     console = _console(sys.stderr)  # standard output holds the answers alone
+    report = _reporter(console)
+    texts = _texts(arguments, report)
     assembly, state, _ = _restored(arguments, config, run, console)
     task = assembly.task
-    in_table = bool(arguments.output) and arguments.output.endswith(".tsv")
-    if in_table:
+    if arguments.output and _suffix(arguments.output) in _TABLES:
         task.prediction_table([])  # refuses before the work is done
     if texts is None:
-        texts = _at_least_one(task.texts_in_file(arguments.input))
+        texts = _at_least_one(task.texts_in_file(arguments.input, report))
     top_k = arguments.top_k
     if top_k is None and not arguments.output:
         top_k = _SHOWN_ANSWERS
@@ -181,12 +191,30 @@ def _predict(arguments, config, run):
     if not arguments.output:
         task.show_predictions(answers, _console())
         return
-    if in_table:
-        lines = ["\t".join(cells) for cells in task.prediction_table(answers)]
-    else:
-        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
-    storage.write_text(arguments.output, "".join(line + "\n" for line in lines))
-    console.print(f"{len(answers)} answers in {arguments.output}", markup=False)
+    storage.write_text(arguments.output, answer_file(arguments.output, task, answers))
+    report(f"{len(answers)} answers in {arguments.output}")
+
+
+def _suffix(path):
+    return os.path.splitext(path)[1].lower()
+
+
+def answer_file(path, task, answers):
+    """Returns the content of a file of answers: a table where it ends in `.tsv` or `.csv`, else JSON lines.
+
+    Args:
+        path: of the file.
+        task: the `Task`.
+        answers: what its `predict` returned.
+    """
+    if _suffix(path) not in _TABLES:
+        return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    rows = task.prediction_table(answers)
+    if _suffix(path) == ".tsv":  # has no quotes: white space of any kind is a space
+        return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+    content = io.StringIO(newline="")
+    csv.writer(content, lineterminator="\n").writerows(rows)
+    return content.getvalue()
 
 
 def _replay(arguments, config, run):

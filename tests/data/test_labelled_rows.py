@@ -174,11 +174,11 @@ def files(tmp_path):
     return tmp_path
 
 
-def opened(files, objective="single_label", **options):
-    """Opens the files."""
+def opened(files, objective="single_label", report=lambda line: None, trained=None, **options):
+    """Opens the files; `trained` are arguments of `ClassificationData.open`."""
     settings = {"train": f"{files}/train.tsv", "held_out": f"{files}/dev.tsv"}
     data = ClassificationData(**settings | options)
-    return data.open(objective, load_vocabulary(f"{files}/vocab.txt"), report=lambda line: None)
+    return data.open(objective, load_vocabulary(f"{files}/vocab.txt"), report=report, **trained or {})
 
 
 def test_an_epoch_holds_every_example_once_wherever_it_stands_in_the_file(files):
@@ -236,6 +236,40 @@ def test_a_held_out_label_that_training_lacks_is_refused_by_name(files):
         InputError, match=r"dev.tsv line 27: the label '7' is none of the classes, which training data has"
     ):
         opened(files)
+
+
+def test_a_trained_model_is_evaluated_with_its_own_classes_and_no_training_file(files):
+    (files / "train.tsv").unlink()
+    notes, trained = [], {"splits": ("held_out",), "trained_classes": ("1", "x", "0")}
+    data = opened(files, report=notes.append, trained=trained)
+    assert data.labels["held_out"].tolist() == [2] * 15 + [0] * 10 and notes == ["read 25 examples to evaluate on"]
+    dataset, num_steps = data.evaluation_dataset(global_batch=5, rows_per_element=5)
+    assert read(dataset, num_steps)["labels"].tolist() == data.labels["held_out"].tolist()
+    assert data.sequence_length == 16
+    trained["trained_classes"] = ("0", "x")
+    with pytest.raises(InputError, match="line 17: the label '1' is none of the classes, which the model has as 0, x"):
+        opened(files, trained=trained)
+
+
+def test_labels_that_may_be_something_else_are_told(files):
+    notes = []
+    opened(files, report=notes.append)
+    assert len(notes) == 1
+    opened(files, report=notes.append, label_column="text", text_column="label", held_out=None)
+    assert "warning: 40 classes for 40 examples: is 'text' the label" in notes[1]
+    columns = {"column_names": ["text", "label"], "held_out": None}
+    (files / "train.tsv").write_text((files / "train.tsv").read_text().replace("text\tlabel", "Review\tClass"))
+    opened(files, report=notes.append, **columns)
+    assert "train.tsv line 1: no other line has its label, 'Class': is it a header?" in notes[3]
+
+
+@pytest.mark.parametrize("given", [5, ["a.tsv", 5], [], "", None, {"a": 1}])
+def test_files_are_named_by_paths_alone(given):
+    with pytest.raises(ValueError, match=r"train must be a path, a pattern with .*, or a list of them, got "):
+        ClassificationData(train=given)
+    if given is not None:
+        with pytest.raises(ValueError, match="held_out must be a path"):
+            ClassificationData(train="a.tsv", held_out=given)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from trainer.data.labelled_texts import TextFormat, find_class_names, label_numbers, read_labelled_texts
+from trainer.data.labelled_texts import (
+    TextFormat,
+    decoded,
+    find_class_names,
+    is_label,
+    label_numbers,
+    lines_of,
+    read_labelled_texts,
+    suspected_headers,
+    without_empty,
+)
 from trainer.errors import InputError
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -59,20 +69,21 @@ def test_json_lines_hold_texts_numbers_and_lists(tmp_path):
     found = read(path, "multi_label")
     assert found.first == ["a\tb\nc", "ü", "c", "d", "e"]
     assert found.labels == [("x", "y"), (), ("y", "z"), ("3",), ()]
-    assert find_class_names(found.labels, "multi_label") == ("3", "x", "y", "z")
+    assert find_class_names(found.labels) == ("3", "x", "y", "z")
     expected = [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(label_numbers(found, ("3", "x", "y", "z"), "multi_label", "data"), expected)
 
 
 def test_json_labels_of_one_class_may_be_numbers_and_truth_values(tmp_path):
-    rows = [{"text": "a", "label": label} for label in (1, "1", True, 2.5, " b ")]
-    found = read(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))))
-    assert found.labels == ["1", "1", "true", "2.5", "b"]
+    rows = [{"text": "a", "label": label} for label in (1, "1", 1.0, True, 2.5, " b ")]
+    path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert read(path).labels == ["1", "1", "1", "true", "2.5", "b"]
+    assert read(path, "multi_label").labels == [("1",), ("1",), ("1",), ("true",), ("2.5",), ("b",)]
 
 
 def test_lines_that_begin_with_a_label(tmp_path):
-    found = read(write(tmp_path, "a.txt", "1 a fine film .\n0  dull\n"))
-    assert (found.first, found.labels) == (["a fine film .", "dull"], ["1", "0"])
+    found = read(write(tmp_path, "a.txt", "1 a fine film .\n0  dull\n1\tgood  \n0\u3000 bad one\n"))
+    assert (found.first, found.labels) == (["a fine film .", "dull", "good", "bad one"], ["1", "0", "1", "0"])
 
 
 def test_columns_may_be_named_where_no_header_does(tmp_path):
@@ -87,6 +98,52 @@ def test_labels_need_not_be_there_when_they_are_not_asked_for(tmp_path):
         found = read(write(tmp_path, "a.tsv", content), None, **names)
         assert found.first == ["gut", "schlecht"] and found.labels is None
     assert read(write(tmp_path, "a.jsonl", '{"text": "x"}'), None).first == ["x"]
+
+
+def test_texts_may_be_empty_when_labels_are_not_asked_for(tmp_path):
+    path = write(tmp_path, "a.csv", "question,answer\na,b\n,c\nd,  \n")
+    found = read_labelled_texts(path, PAIRS)
+    assert (found.first, found.second) == (["a", "", "d"], ["b", "c", "  "])
+
+
+def test_a_cell_may_hold_a_text_of_any_length(tmp_path):
+    text = "word, " * 30_000
+    assert read(write(tmp_path, "a.csv", f'text,label\n"{text}",y\n')).first == [text]
+
+
+def test_nothing_but_a_line_feed_ends_a_line():
+    text = decoded(b"\xef\xbb\xbfone \x0c two\r\n\r\n\xe2\x80\xa8three\xc2\x85\n \nfour", "a.txt")
+    assert lines_of(text) == ["one \x0c two", "", "\u2028three\x85", " ", "four"]
+    notes = []
+    assert without_empty(lines_of(text), "a.txt", notes.append) == ["one \x0c two", "\u2028three\x85", "four"]
+    assert notes == ["a.txt: 2 of 5 lines are empty and get no answer"]
+    assert without_empty(["a"], "a.txt", notes.append) == ["a"] and len(notes) == 1
+    with pytest.raises(InputError, match=r"standard input line 2 is not UTF-8"):
+        decoded(b"a\n\xff", "standard input")
+    with pytest.raises(InputError, match=r"the command line: .* holds \\udcff, half of a character"):
+        without_empty(["a \udcff"], "the command line", notes.append)
+
+
+def test_a_word_is_a_label_where_it_names_known_classes_or_a_number():
+    for word, objective, expected in (
+        ("a", "single_label", True),
+        ("a,b", "single_label", False),
+        ("a,b", "multi_label", True),
+        ("a,c", "multi_label", False),
+        ("-1e3", "regression", True),
+        ("a", "regression", False),
+    ):
+        assert is_label(word, objective, ("a", "b"), TextFormat()) == expected, (word, objective)
+
+
+def test_a_first_line_with_a_label_of_its_own_may_be_a_header(tmp_path):
+    names = {"column_names": ["text", "label"]}
+    for name, content in (("a", "Sentence\tClass\nx\t1\ny\t1\n"), ("b", "x\t1\ny\t2\nz\t3\n")):
+        write(tmp_path, f"{name}.tsv", content)
+    found = read([f"{tmp_path}/a.tsv", f"{tmp_path}/b.tsv"], **names)
+    assert suspected_headers(found) == [0]
+    found = read([f"{tmp_path}/a.tsv", f"{tmp_path}/b.tsv"], "multi_label", **names)
+    assert suspected_headers(found) == [0]
 
 
 def test_several_files_are_read_in_order_and_each_knows_its_lines(tmp_path):
@@ -107,9 +164,9 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
 
 
 def test_classes_are_sorted_by_number_where_they_are_numbers():
-    assert find_class_names(["10", "9", "-1", "9"], "single_label") == ("-1", "9", "10")
-    assert find_class_names(["10", "9", "x"], "single_label") == ("10", "9", "x")
-    assert find_class_names([("b", "a"), ()], "multi_label") == ("a", "b")
+    assert find_class_names(["10", "9", "-1", "9"]) == ("-1", "9", "10")
+    assert find_class_names(["10", "9", "x"]) == ("10", "9", "x")
+    assert find_class_names([("b", "a"), ()]) == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +193,12 @@ def test_classes_are_sorted_by_number_where_they_are_numbers():
             {"column_names": ["text", "label"]},
             "line 1 is a header .* remove column_names",
         ),
+        (
+            "a.tsv",
+            "Label\tText\nx\ty\n",
+            {"column_names": ["label", "text"]},
+            "line 1 is a header .* remove column_names.* as it spells them: Label, Text",
+        ),
         ("a.tsv", "x\ty\n", {"column_names": ["txt", "label"]}, r"no column 'text'; .* Did you mean 'txt'\?"),
         (
             "a.tsv",
@@ -152,6 +215,11 @@ def test_classes_are_sorted_by_number_where_they_are_numbers():
         ("a.jsonl", "[1, 2]\n", {}, r"a.jsonl line 1 is no JSON object but \[1, 2\]"),
         ("a.jsonl", '{"txt": "x", "label": "y"}\n', {}, r"line 1 has no field 'text'; .* Did you mean 'txt'\?"),
         ("a.jsonl", '{"text": 5, "label": "y"}\n', {}, "line 1: 'text' must be a text, got 5"),
+        ("a.jsonl", '{"text": "x", "label": NaN}\n', {}, "line 1: the label is nan, which names no class"),
+        ("a.jsonl", '{"text": "\\ud83d", "label": "y"}\n', {}, r"line 1: 'text': .* holds \\ud83d, half of a char"),
+        ("a.jsonl", '{"text": "x", "label": "\\ude00"}\n', {}, "line 1: the label: .* half of a character"),
+        ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}\n", {}, "line 1 is no JSON: Exceeds the limit"),
+        ("a.jsonl", "[" * 100_000 + "\n", {}, "line 1 is no JSON: .*recursion"),
         ("a.jsonl", '{"text": "x", "label": ["y"]}\n', {}, "line 1: the label is a list; .* multi_label"),
         ("a.jsonl", '{"text": "x", "label": null}\n', {}, "line 1: the label must be a text or a number, got null"),
         ("a.txt", "1 fine\nfine\n", {}, "a.txt line 2 is no label and text with a space between: fine"),
@@ -169,10 +237,13 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path, name, content, optio
         read(write(tmp_path, name, content), **options)
 
 
-@pytest.mark.parametrize("label", ["high", "nan", "inf", "1,5", ""])
+@pytest.mark.parametrize("label", ["high", "nan", "inf", "1,5", "", "1_000", "1e39", "-4e38"])
 def test_regression_takes_finite_numbers_alone(tmp_path, label):
     path = write(tmp_path, "a.tsv", f"text\tlabel\nx\t0.5\ny\t{label}\n")
     with pytest.raises(InputError, match=f"line 3: the label '{label}' is no finite number"):
+        read(path, "regression")
+    path = write(tmp_path, "a.jsonl", json.dumps({"text": "x", "label": 10**400}))
+    with pytest.raises(InputError, match=r"line 1: the label '1000.*\.\.\.' is no finite number up to 3.4e\+38"):
         read(path, "regression")
 
 
@@ -204,7 +275,7 @@ def test_an_unknown_format_is_refused():
 def test_the_stanford_sentiment_treebank_is_read_whole():
     found = read([str(shared("en/sst2/train.txt")), str(shared("en/sst2/dev.txt"))])
     assert len(found) == 6920 + 872
-    assert find_class_names(found.labels, "single_label") == ("0", "1")
+    assert find_class_names(found.labels) == ("0", "1")
     assert found.place(6920).endswith("dev.txt line 1") and found.first[6920] == "one long string of cliches ."
 
 

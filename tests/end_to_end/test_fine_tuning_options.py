@@ -1,11 +1,15 @@
 """Options of fine-tuning on the command line: in one small run, from the gin lines of the guide to `--best`."""
 
+import csv
 import json
 import re
 
 import numpy as np
 import pytest
 import trainer_process
+
+from trainer.data.vocabulary import SPECIAL_TOKENS, make_vocabulary
+from trainer.main import main
 
 OPTIONS = (
     "run.adversarial = @fast_gradient()",
@@ -102,3 +106,46 @@ def test_best_is_refused_where_there_is_none_and_where_it_means_nothing(tiny_gin
     assert "has no best checkpoint" in finished.text and "run.best_metric" in finished.text
     finished = trainer_process.train(tiny_gin, tmp_path / "run", others=("--best",), code=2)
     assert "--best is for --mode evaluate, predict and export, not train" in finished.text
+
+
+CLASSIFIER = (
+    "steps=2", "eval_every=2", "global_batch=4", "encoder.num_layers=1", "encoder.hidden_size=32",
+    "classification.class_weights='balanced'", "classification_data.file_format='tsv'",
+)  # fmt: skip
+
+
+def call(run_dir, *parameters, files=(), others=(), code=0):
+    """Runs the command line in this process."""
+    assert main(trainer_process.trainer_arguments(list(files), run_dir, *parameters, others=others)[2:]) == code
+
+
+def test_a_classifier_needs_nothing_but_its_run_directory_and_refuses_other_data(tmp_path, capsys):
+    files = {name: tmp_path / f"{name}.txt" for name in ("data", "held_out", "vocabulary", "other")}
+    rows = {"data": ["good 1\tc", "good 2\ta", "bad 3\ta", "bad 4\tb"] * 2, "held_out": ["bad 1\ta", "good\tc"]}
+    rows["other"] = [row.replace("\ta", "\td") for row in rows["data"]]
+    for name, lines in rows.items():
+        files[name].write_text("\n".join(["text\tlabel", *lines]))
+    make_vocabulary([*SPECIAL_TOKENS, "good", "bad", *"1234"]).save(files["vocabulary"])
+    paths = [f"{name}='{files[name]}'" for name in ("data", "held_out", "vocabulary")]
+    run_dir = tmp_path / "run"
+    call(run_dir, *CLASSIFIER, *paths, files=["train_classification.gin", "hardware/laptop.gin"])
+
+    content = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    call(run_dir, f"data='{files['other']}'", "held_out=None", code=2)
+    assert "was started on other data than this" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == content
+
+    for name in ("data", "vocabulary", "other"):
+        files[name].unlink()
+    call(run_dir, others=("--mode", "evaluate"))
+    shown = dict(re.findall(r"^  (\w+) (\S+)$", capsys.readouterr().out, re.MULTILINE))
+    (logged,) = trainer_process.metrics(run_dir, "eval").values()
+    for name in ("loss", "accuracy", "f1_macro"):
+        assert float(shown[name]) == pytest.approx(logged[name], rel=1e-5)
+
+    answers = tmp_path / "answers.csv"
+    call(run_dir, others=("--mode", "predict", "--input", files["held_out"], "--output", answers))
+    assert "held_out.txt is read as tsv" in capsys.readouterr().err
+    header, *table = csv.reader(answers.read_text().splitlines())
+    assert header == ["text", "label", "probability_a", "probability_b", "probability_c"]
+    assert [row[0] for row in table] == ["bad 1", "good"]

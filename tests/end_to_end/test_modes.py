@@ -1,15 +1,20 @@
 """The modes of the command line on one small run: each says what training said, or what a program needs of it."""
 
+import csv
+import io
 import json
 import re
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import trainer_process
 
+from trainer import modes
 from trainer.data.tokenization import Tokenizer
 from trainer.data.vocabulary import load_vocabulary
+from trainer.errors import InputError
 
 TEXTS = ("the child drinks a cup of [MASK].", "her [MASK] repairs an [MASK] again.")
 
@@ -109,3 +114,49 @@ def test_an_exported_model_gives_the_answers_of_predict(trained_run, answers, sm
             assert row_probabilities[best] == pytest.approx([item["probability"] for item in candidates], rel=1e-4)
     hidden = exported.signatures["encode"](token_ids=tf.constant(row), segment_ids=tf.zeros_like(row))["hidden"]
     assert hidden.shape == (1, 16, 16)
+
+
+def test_a_file_of_answers_is_what_its_name_says():
+    table = [["text", "label"], ['a "b",\n\tc', "x"], ["", "y"]]
+    answers = [{"text": text, "label": label} for text, label in table[1:]]
+    task = types.SimpleNamespace(prediction_table=lambda answers: table)
+    content = modes.answer_file("run/answers.CSV", task, answers)
+    assert list(csv.reader(io.StringIO(content, newline=""))) == table
+    assert modes.answer_file("a.tsv", task, answers) == 'text\tlabel\na "b", c\tx\n\ty\n'
+    assert [json.loads(line) for line in modes.answer_file("a.jsonl", task, answers).splitlines()] == answers
+
+
+@pytest.mark.parametrize(
+    ("content", "texts", "told"),
+    [
+        (b"\xef\xbb\xbfa\r\n\n\xe2\x80\xa8b\x0cc", ["a", "\u2028b\x0cc"], ["standard input: 1 of 3 lines are empty"]),
+        (b"a\n\xb2\xbb", "standard input line 2 is not UTF-8", []),
+        (b" \n", "nothing to predict", ["standard input: 1 of 1 lines are empty"]),
+    ],
+)
+def test_standard_input_is_lines_of_text(monkeypatch, content, texts, told):
+    standard_input = types.SimpleNamespace(buffer=io.BytesIO(content), isatty=lambda: False)
+    monkeypatch.setattr("sys.stdin", standard_input)
+    notes, arguments = [], types.SimpleNamespace(input=None, texts=[])
+    if isinstance(texts, list):
+        assert modes._texts(arguments, notes.append) == texts
+    else:
+        with pytest.raises(InputError, match=texts):
+            modes._texts(arguments, notes.append)
+    assert [note.removesuffix(" and get no answer") for note in notes] == told
+
+
+def test_a_text_that_no_file_can_hold_is_refused_before_the_work():
+    arguments = types.SimpleNamespace(input=None, texts=["a", "b \udcff"])
+    with pytest.raises(InputError, match=r"the command line: .*half of a character"):
+        modes._texts(arguments, print)
+
+
+def test_evaluation_looks_at_the_storage_of_what_it_reads_alone(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(modes, "check_storage", lambda reads, writes, report: looked_at.append(reads))
+    data = types.SimpleNamespace(paths=("gs://a/train", "gs://b/dev"), evaluation_paths=("gs://b/dev",))
+    run = types.SimpleNamespace(task=types.SimpleNamespace(data=data), initial_weights="gs://c/bert")
+    for mode in ("evaluate", "train"):
+        modes._check_storage(types.SimpleNamespace(mode=mode, run_dir="run", input=None, output=None), run)
+    assert looked_at == [["run", "gs://b/dev"], ["gs://a/train", "gs://b/dev", "gs://c/bert"]]

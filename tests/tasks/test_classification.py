@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 from scipy.special import expit, log_softmax
 from small_runs import SMALL_ENCODER, small_run, small_task, strategy_of
 
+from trainer import storage
 from trainer.data.classification_data import ClassificationData
 from trainer.data.vocabulary import SPECIAL_TOKENS, make_vocabulary
 from trainer.distribution import divide_batch
@@ -21,7 +23,10 @@ from trainer.optimizers.schedules import LinearSchedule
 from trainer.tasks.classification import ClassificationConfig, find_class_weights
 from trainer.tasks.classify_texts import batches_by_length, padded_length, split_pairs
 from trainer.tasks.objectives import SingleLabel
+from trainer.training import loop
+from trainer.training.best_checkpoint import check_best_metric
 from trainer.training.evaluation import EvaluationStep
+from trainer.training.run_directory import RunDirectory
 
 WORDS = {"animal": ["cat", "dog", "cow"], "colour": ["red", "blue", "green"], "number": ["one", "two", "three"]}
 FILLING = ["the", "a", "is", "on", "of", "and", "with", "very"]
@@ -67,8 +72,8 @@ def folder(tmp_path_factory):
 LABELS = {"single_label": "main", "multi_label": "kinds", "regression": "length"}
 
 
-def make_task(folder, objective="single_label", *, encoder=SMALL_ENCODER, pairs=False, data=None, **options):
-    """Opens the task on the files of `folder`."""
+def make_config(folder, objective="single_label", *, encoder=SMALL_ENCODER, pairs=False, data=None, **options):
+    """Returns the configuration of the task on the files of `folder`."""
     columns = {"text_column": "start", "pair_column": "end"} if pairs else {}
     settings = {
         "train": f"{folder}/train.jsonl",
@@ -79,8 +84,30 @@ def make_task(folder, objective="single_label", *, encoder=SMALL_ENCODER, pairs=
         "lanes": 8,
     }
     data = ClassificationData(**settings | columns | (data or {}))
-    config = ClassificationConfig(data=data, encoder=encoder, objective=objective, **options)
-    return config.open(None, report=lambda line: None)
+    return ClassificationConfig(data=data, encoder=encoder, objective=objective, **options)
+
+
+def make_task(folder, *arguments, **options):
+    """Opens the task; arguments as of `make_config`."""
+    return make_config(folder, *arguments, **options).open(None, report=lambda line: None)
+
+
+def trained_directory(path, task):
+    """Returns the `RunDirectory` of a run of the task with a checkpoint, as far as opening it looks at it."""
+    directory = RunDirectory(path, report=lambda line: None)
+    task.save_description(directory.path)
+    checkpoint = path / "checkpoints" / "step_00000001"
+    manifest = {"step": 1, "metadata": {"data": list(task.fingerprints), "vocabulary": task.vocabulary_sha256}}
+    storage.make_folder(checkpoint)
+    storage.write_json(checkpoint / "manifest.json", manifest)
+    (checkpoint / "COMMITTED").touch()
+    return directory
+
+
+def write_examples(path, examples):
+    """Writes labelled texts; returns the path."""
+    path.write_text("".join(json.dumps({"text": text, "main": label}) + "\n" for text, label in examples))
+    return str(path)
 
 
 def examples_of(task, num_steps=4):
@@ -328,21 +355,69 @@ def test_pairs_come_with_a_tab_between(folder):
     answers = task.predict(model, ["the cat\ta dog", "a dog\tthe cat"], 1)
     assert [(answer["text"], answer["text_pair"]) for answer in answers] == [("the cat", "a dog"), ("a dog", "the cat")]
     assert answers[0]["probabilities"] != answers[1]["probabilities"]
-    for texts in (["a\tb", "the cat"], ["a\tb", "a\tb\tc"], ["a\tb", "a\t "]):
+    assert split_pairs(["a\t", "\tb"]) == (["a", ""], ["", "b"])
+    for texts in (["a\tb", "the cat"], ["a\tb", "a\tb\tc"]):
         with pytest.raises(InputError, match=r"text 2 is no pair: .* tab between"):
             split_pairs(texts)
 
 
-def test_a_file_in_the_format_of_the_task_is_read_for_prediction(folder):
+@pytest.fixture
+def texts_in(folder, tmp_path):
+    """A function that reads a file of texts with a task whose data is of the options, and what it told."""
+
+    def read(name, content, task_options=None, **data):
+        (tmp_path / name).write_bytes(content.encode())
+        notes = []
+        task = make_task(folder, **task_options or {}, data=data)
+        return task.texts_in_file(str(tmp_path / name), notes.append), [note.rpartition("/")[2] for note in notes]
+
+    return read
+
+
+def test_a_file_in_the_format_of_the_task_is_read_for_prediction(folder, texts_in):
     task = make_task(folder)
-    assert task.texts_in_file(f"{folder}/dev.jsonl") == task.data.texts["held_out"].first
-    (folder / "lines.txt").write_text("the cat\n\na dog\n")
-    assert task.texts_in_file(f"{folder}/lines.txt") == ["the cat", "a dog"]
-    pairs = make_task(folder, pairs=True)
-    (folder / "pairs.csv").write_text('start,end\n"a, b",c\n"d\te",f\n')
-    assert pairs.texts_in_file(f"{folder}/pairs.csv") == ["a, b\tc", "d e\tf"]
-    (folder / "pairs.txt").write_text("a\tb\n")
-    assert pairs.texts_in_file(f"{folder}/pairs.txt") == ["a\tb"]
+    notes = []
+    assert task.texts_in_file(f"{folder}/dev.jsonl", notes.append) == task.data.texts["held_out"].first
+    assert notes == [f"{folder}/dev.jsonl is read as jsonl"]
+    pairs = {"task_options": {"pairs": True}}
+    assert texts_in("a.csv", 'start,end\n"a, b",c\n"d\te",\n', **pairs)[0] == ["a, b\tc", "d e\t"]
+    assert texts_in("a.txt", "a\tb\n", **pairs) == (["a\tb"], ["a.txt is read as lines of one pair each"])
+
+
+def test_lines_of_text_end_at_line_feeds_and_empty_ones_are_counted(texts_in):
+    texts, notes = texts_in("a.txt", "\ufeffthe cat\r\n\n the \u2028 red \x0c dog\n")
+    assert texts == ["the cat", " the \u2028 red \x0c dog"]
+    assert notes == ["a.txt: 1 of 3 lines are empty and get no answer", "a.txt is read as lines of one text each"]
+
+
+def test_a_file_to_answer_for_is_read_as_the_training_files_where_its_name_does_not_say_otherwise(
+    folder, texts_in, tmp_path
+):
+    table, train = "main\ttext\nanimal\ta cat\n", {"train": f"{folder}/train.dat", "file_format": "jsonl"}
+    (folder / "train.dat").write_bytes((folder / "train.jsonl").read_bytes())
+    assert texts_in("a.tsv", table, **train) == (["a cat"], ["a.tsv is read as tsv"])
+    for name in ("a.txt", "a.dat", "a"):
+        expected = (["a cat"], [f"{name} is read as jsonl"])
+        assert texts_in(name, '{"text": "a cat"}\n', **train) == expected
+    # Tables whose names say something else than what they are.
+    (tmp_path / "train.csv").write_text(table + "colour\tred\n")
+    train = {"train": f"{tmp_path}/train.csv", "file_format": "tsv", "held_out": None}
+    assert texts_in("a.csv", table, **train) == (["a cat"], ["a.csv is read as tsv"])
+
+
+def test_labels_before_texts_are_left_out_where_all_lines_have_one(texts_in, tmp_path):
+    (tmp_path / "train.txt").write_text("good a cat\nbad a dog\n")
+    train = {"train": f"{tmp_path}/train.txt", "held_out": None}
+    as_labelled = ["a.txt is read as lines of a label and a text each; the labels are left out"]
+    assert texts_in("a.txt", "good the cat\n\nbad\ta dog\n", **train)[0] == ["the cat", "a dog"]
+    assert texts_in("a.txt", "good the cat\nbad\ta dog\n", **train)[1] == as_labelled
+    for content, number in (("good the cat\na good dog\n", 1), ("good the cat\nbad\n", 1)):
+        texts, (note,) = texts_in("a.txt", content, **train)
+        assert texts == content.splitlines()
+        assert note.endswith(f"one text each, without labels; warning: {number} of 2 begin with what could be a label")
+    assert texts_in("a.txt", "a cat\n", **train)[1] == ["a.txt is read as lines of one text each, without labels"]
+    assert texts_in("a.dat", "good the cat\n", **train)[0] == ["good the cat"]
+    assert texts_in("a.dat", "good the cat\n", **train, file_format="label_first")[0] == ["the cat"]
 
 
 @pytest.mark.parametrize("objective", LABELS)
@@ -358,7 +433,7 @@ def test_answers_are_shown_to_people_and_written_as_a_table(folder, objective):
     assert task.prediction_table([]) == [header]
     if objective == "regression":
         assert shown.getvalue() == f"the [cat] | a  dog\n  {answer['value']:.4g}\n"
-        assert (header, row[:2]) == (["text", "text_pair", "value"], ["the [cat]", "a dog"])
+        assert (header, row[:2]) == (["text", "text_pair", "value"], ["the [cat]", "a  dog"])
         assert float(row[2]) == pytest.approx(answer["value"])
         return
     told = answer["probabilities"]
@@ -367,7 +442,7 @@ def test_answers_are_shown_to_people_and_written_as_a_table(folder, objective):
     assert header == ["text", "labels" if objective == "multi_label" else "label"] + [
         f"probability_{name}" for name in ("animal", "colour", "number")
     ]
-    assert row[0] == "the [cat] a dog" and row[2:].count("") == 1
+    assert row[0] == "the [cat] a  dog" and row[2:].count("") == 1
     if objective == "single_label":
         assert row[1] == answer["label"] == first
     else:
@@ -455,6 +530,99 @@ def test_a_wrong_choice_is_refused(folder):
         ClassificationConfig(data=None, encoder=SMALL_ENCODER, dropout=1)
     with pytest.raises(InputError, match="regression, which has none"):
         make_task(folder, "regression", data={"class_names": ["a", "b"]})
+
+
+@pytest.mark.parametrize("weights", [None, "balanced", {"number": 5}])
+def test_a_trained_model_is_evaluated_as_it_was_trained_though_its_other_files_are_gone(folder, tmp_path, weights):
+    train = write_examples(tmp_path / "train.jsonl", [("a cat", "x"), ("a dog", "number"), ("red", "x"), ("blue", "c")])
+    content = b"\r\n".join(piece.encode() for piece in VOCABULARY.pieces)  # other bytes than the run will write
+    (tmp_path / "words.txt").write_bytes(content)
+    files = {"train": train, "vocabulary": f"{tmp_path}/words.txt"}
+    files["held_out"] = write_examples(tmp_path / "dev.jsonl", [("a cat", "x"), ("a dog", "number")])
+    config = make_config(folder, data=files, class_weights=weights)
+    trained = config.open(None, report=lambda line: None)
+    directory = trained_directory(tmp_path / "run", trained)
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "words.txt").unlink()
+    for examples in ("held_out", False):
+        task = config.open(directory, report=lambda line: None, examples=examples)
+        assert task.objective.class_names == ("c", "number", "x")
+        assert task.vocabulary_sha256 == trained.vocabulary_sha256 and task.data.lower_case is True
+    task = config.open(directory, report=lambda line: None, examples="held_out")
+    assert task.data.labels["held_out"].tolist() == [2, 1]
+    expected = trained.objective.class_weights
+    assert (task.objective.class_weights is None) == (expected is None)
+    np.testing.assert_array_equal(task.objective.class_weights, expected)
+    assert task.has_evaluation and task.tokens_per_example == 16
+
+
+def test_a_trained_model_is_not_taken_for_another(folder, tmp_path):
+    directory = trained_directory(tmp_path, make_task(folder))
+    for options, message in (
+        (
+            {"objective": "multi_label", "data": {"label_column": "main"}},
+            "objective is 'multi_label', .* 'single_label'",
+        ),
+        ({"pooling": "max"}, "pooling is 'max', but the model in .* was trained with 'cls'"),
+        (
+            {"data": {"class_names": ["number", "animal", "colour"]}},
+            "class_names is .* trained with .*'animal', 'colour'",
+        ),
+        ({"class_weights": "balanced"}, "there is no .*class_weights.json .* give numbers, or None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_config(folder, **options).open(directory, report=lambda line: None, examples="held_out")
+
+
+def run_in(directory, task, best_metric=None):
+    """Returns an `Assembly` as far as `loop.train` looks at it before it makes a model."""
+    return types.SimpleNamespace(
+        run=types.SimpleNamespace(best_metric=best_metric),
+        config=types.SimpleNamespace(text="now"),
+        config_differences=lambda text: [],
+        cluster=types.SimpleNamespace(is_chief=True),
+        directory=directory,
+        task=task,
+    )
+
+
+@pytest.mark.parametrize("manifest_is_damaged", [False, True])
+def test_a_refused_run_changes_no_file_of_the_one_before(folder, tmp_path, manifest_is_damaged):
+    directory = trained_directory(tmp_path / "run", make_task(folder))
+    storage.write_text(directory.config_path, "before")
+    if manifest_is_damaged:  # then the one before knows
+        storage.make_folder(tmp_path / "run/checkpoints/step_00000002")
+        for name in ("manifest.json", "COMMITTED"):
+            (tmp_path / "run/checkpoints/step_00000002" / name).write_text("{")
+    other = write_examples(tmp_path / "train.jsonl", [("a cat", "x"), ("a dog", "y")])
+    (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in [*VOCABULARY.pieces, "more"]))
+    task = make_task(folder, data={"train": other, "held_out": None, "vocabulary": f"{tmp_path}/vocab.txt"})
+
+    def content():
+        return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    before = content()
+    with pytest.raises(InputError, match="was started on other data than this"):
+        loop.train(run_in(directory, task))
+    with pytest.raises(InputError, match="no 'f1', but accuracy, f1_macro, loss, matthews_correlation"):
+        loop.train(run_in(directory, make_task(folder), "f1"))
+    assert content() == before
+
+
+@pytest.mark.parametrize(
+    ("objective", "names"),
+    [
+        ("single_label", "accuracy, f1_macro, loss, matthews_correlation"),
+        ("multi_label", "accuracy, exact_match, f1_macro, f1_micro, loss"),
+        ("regression", "loss, mean_squared_error, pearson_correlation, spearman_correlation"),
+    ],
+)
+def test_a_metric_that_evaluation_will_not_give_is_known_before_training(folder, objective, names):
+    task = make_task(folder, objective)
+    for name in names.split(", "):
+        check_best_metric(name, task)
+    with pytest.raises(InputError, match=f"evaluation gives no 'f1_makro', but {names}"):
+        check_best_metric("f1_makro", task)
 
 
 def test_a_task_whose_answers_make_no_table_says_so():

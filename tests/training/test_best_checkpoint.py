@@ -241,6 +241,14 @@ def test_the_best_before_stays_where_the_best_cannot_be_saved(tmp_path, kills, m
     assert status["step"] == 16  # patience counts from step 8
 
 
+def test_the_best_by_another_metric_or_goal_counts_no_more(tmp_path, kills):
+    train(tmp_path)
+    notes = train(tmp_path, best_metric_goal="min", early_stopping_patience=None)
+    assert notes[0] == "the best accuracy until now counts no more: from here on the least accuracy does"
+    (best, _, _), _ = outcome(tmp_path)
+    assert best["history"] == [{"step": 18, "value": 0.1}]  # not 0.61 of step 8
+
+
 def test_without_a_best_metric_nothing_is_kept(tmp_path, kills):
     train(tmp_path, best_metric=None, early_stopping_patience=None)
     assert not (tmp_path / "best.json").exists()

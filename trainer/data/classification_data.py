@@ -4,13 +4,20 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from typing import Literal
 
 import numpy as np
 
 from trainer.data.evaluation_rows import evaluation_dataset
 from trainer.data.labelled_rows import encode_texts, expand_columns
-from trainer.data.labelled_texts import TextFormat, find_class_names, label_numbers, read_labelled_texts
+from trainer.data.labelled_texts import (
+    TextFormat,
+    find_class_names,
+    label_numbers,
+    read_labelled_texts,
+    suspected_headers,
+)
 from trainer.data.lane_order import check_integer, example_locations, fixed_permutation, plan_lanes
 from trainer.data.lanes import training_dataset
 from trainer.data.memory_rows import MemoryCorpus
@@ -22,6 +29,9 @@ from trainer.errors import InputError
 _MOST_LANES = 64
 _LEAST_ROWS_PER_LANE = 16
 _SHOWN_CLASSES = 12
+# With fewer examples of each class on average, another column, or something else, may have been taken for the labels.
+_LEAST_EXAMPLES_PER_CLASS = 3
+SPLITS = ("train", "held_out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,21 +74,43 @@ class ClassificationData:
 
     def __post_init__(self):
         self.text_format()  # refuses what cannot be
+        _check_files("train", self.train)
+        if self.held_out is not None:
+            _check_files("held_out", self.held_out)
 
     @property
     def paths(self):
-        """What is read: paths and patterns."""
-        given = [self.vocabulary]
-        for files in (self.train, self.held_out):
-            given += [files] if isinstance(files, str) else list(files or ())
-        return tuple(str(path) for path in given if path is not None)
+        """What a run reads: paths and patterns."""
+        vocabulary = () if self.vocabulary is None else (str(self.vocabulary),)
+        return (*vocabulary, *self.sources("train"), *self.evaluation_paths)
+
+    @property
+    def evaluation_paths(self):
+        """What evaluation of a trained model reads: paths and patterns."""
+        return self.sources("held_out")
+
+    def sources(self, split):
+        """Returns the paths and patterns of a split."""
+        files = getattr(self, split)
+        files = files if isinstance(files, list | tuple) else () if files is None else (files,)
+        return tuple(map(str, files))
 
     def text_format(self):
         """Returns the `TextFormat` of the files."""
         names = [field.name for field in dataclasses.fields(TextFormat)]
         return TextFormat(**{name: getattr(self, name) for name in names})
 
-    def open(self, objective, vocabulary, lower_case=True, report=print, vocabulary_size=None):
+    def open(
+        self,
+        objective,
+        vocabulary,
+        lower_case=True,
+        report=print,
+        vocabulary_size=None,
+        *,
+        splits=SPLITS,
+        trained_classes=None,
+    ):
         """Reads and checks the files; texts become token ids when they are first asked for.
 
         Args:
@@ -87,6 +119,8 @@ class ClassificationData:
             lower_case: whether it is of lower-cased text.
             report: callable that shows one line to a person.
             vocabulary_size: number of token ids of the model; None for as many as there are pieces.
+            splits: which of `train` and `held_out` are read; both, or what a trained model needs.
+            trained_classes: tuple of the classes of a trained model; None for those of the settings or the training data.
 
         Returns:
             `OpenedTexts`.
@@ -97,14 +131,21 @@ class ClassificationData:
         if self.lanes != "auto":
             check_integer("lanes", self.lanes, 1)
         text_format = self.text_format()
-        train = read_labelled_texts(self.train, text_format, objective)
-        held_out = None if self.held_out is None else read_labelled_texts(self.held_out, text_format, objective)
-        class_names = self._class_names(train, objective)
-        known_from = "training data" if self.class_names is None else "class_names"
-        labels = {"train": label_numbers(train, class_names, objective, known_from)}
-        if held_out is not None:
-            labels["held_out"] = label_numbers(held_out, class_names, objective, known_from)
-        report(f"read {len(train):,} examples to train on, {len(held_out) if held_out else 0:,} to evaluate on")
+        texts = {
+            split: read_labelled_texts(self.sources(split), text_format, objective)
+            for split in splits
+            if self.sources(split)
+        }
+        class_names, known_from = trained_classes, "the model"
+        if trained_classes is None:
+            class_names = self._class_names(texts["train"], objective)
+            known_from = "training data" if self.class_names is None else "class_names"
+            self._warn(texts["train"], class_names, report)
+        labels = {split: label_numbers(found, class_names, objective, known_from) for split, found in texts.items()}
+        purposes = {"train": "train on", "held_out": "evaluate on"}
+        numbers = [f"{len(texts.get(split, ())):,} examples to {purposes[split]}" for split in splits]
+        if numbers:
+            report(f"read {', '.join(numbers)}")
         return OpenedTexts(
             settings=self,
             objective=objective,
@@ -112,9 +153,24 @@ class ClassificationData:
             vocabulary_size=vocabulary_size or len(vocabulary),
             lower_case=lower_case,
             class_names=class_names,
-            texts={"train": train} | ({} if held_out is None else {"held_out": held_out}),
+            texts=texts,
             labels=labels,
         )
+
+    def _warn(self, train, class_names, report):
+        """Tells of labels that look as if something else had been taken for them."""
+        if not class_names:
+            return
+        for row in suspected_headers(train) if self.column_names is not None else ():
+            report(
+                f"warning: {train.place(row)}: no other line has its label, {train.labels[row]!r}: is it a header? Then "
+                "remove column_names, or the line"
+            )
+        if self.class_names is None and len(train) < _LEAST_EXAMPLES_PER_CLASS * len(class_names):
+            report(
+                f"warning: {len(class_names):,} classes for {len(train):,} examples: is {self.label_column!r} the label "
+                "(label_column, label_separator, file_format)?"
+            )
 
     def _class_names(self, train, objective):
         if objective == "regression":
@@ -122,7 +178,7 @@ class ClassificationData:
                 raise InputError("class_names are given, but the objective is regression, which has none.")
             return ()
         if self.class_names is None:
-            names = find_class_names(train.labels, objective)
+            names = find_class_names(train.labels)
             source = f"{', '.join(train.paths)}: the column {self.label_column!r}"
         else:
             names, source = tuple(str(name) for name in self.class_names), "class_names"
@@ -133,6 +189,12 @@ class ClassificationData:
             found = f"one class alone, {names[0]!r}" if names else "no class"
             raise InputError(f"{source} names {found}: there is nothing to tell apart.")
         return names
+
+
+def _check_files(name, files):
+    named = files if isinstance(files, list | tuple) else [files]
+    if not named or not all(isinstance(path, str | os.PathLike) and str(path) for path in named):
+        raise ValueError(f"{name} must be a path, a pattern with *, or a list of them, got {files!r}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,7 +208,8 @@ class OpenedTexts:
         vocabulary_size: number of token ids of the model; the vocabulary may have fewer pieces.
         lower_case: whether texts are lower-cased.
         class_names: tuple of names; empty for regression.
-        texts: `{split: LabelledTexts}`: `train`, and `held_out` if there are any; empty where a trained model only answers.
+        texts: `{split: LabelledTexts}`: `train`, and `held_out` if there are any; where a trained model is evaluated, the
+            latter alone, and none where it only answers.
         labels: `{split: array}`, see `label_numbers`.
     """
 
@@ -166,8 +229,8 @@ class OpenedTexts:
 
     @property
     def sequence_length(self):
-        """Tokens in a training row."""
-        return self.encoded["train"].length if self.texts else self.settings.max_length
+        """Tokens in a row: of training, else of evaluation, else the most there may be."""
+        return next((encoded.length for encoded in self.encoded.values()), self.settings.max_length)
 
     @functools.cached_property
     def tokenizer(self):
@@ -216,12 +279,11 @@ class OpenedTexts:
     @functools.cached_property
     def corpus(self):
         """The `MemoryCorpus`: training rows in the order of `training_order`, held-out ones in that of the files."""
-        rows = {"train": self.training_order, "held_out": slice(None)}
-        splits = {
-            split: encoded.columns(rows[split]) | {"labels": self.labels[split][rows[split]]}
-            for split, encoded in self.encoded.items()
-        }
-        return MemoryCorpus("the training files", splits, expand_columns)
+        splits = {}
+        for split, encoded in self.encoded.items():
+            rows = self.training_order if split == "train" else slice(None)
+            splits[split] = encoded.columns(rows) | {"labels": self.labels[split][rows]}
+        return MemoryCorpus("the files", splits, expand_columns)
 
     @functools.cached_property
     def plan(self):

@@ -5,6 +5,7 @@ that begin with their label (`.txt`) are how the Stanford Sentiment Treebank is 
 `gs://`. Whatever is wrong is said with file and line, and where the fix lies.
 """
 
+import collections
 import csv
 import dataclasses
 import difflib
@@ -12,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +25,9 @@ SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".txt": "label_firs
 OBJECTIVES = ("single_label", "multi_label", "regression")
 _SHOWN_CHARACTERS = 40  # of a text in a message
 _SHOWN_NAMES = 20
+_GREATEST_NUMBER = float(np.finfo(np.float32).max)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+csv.field_size_limit((1 << 31) - 1)  # a text may be of any length; Python's own limit is 131,072 characters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class TextFormat:
         pair_column: column of the second text; None where examples are single texts.
         label_column: column of the label.
         column_names: names of all columns of tables without a header line, in order; None where the first line has them.
-        file_format: `tsv`, `csv`, `jsonl` or `label_first` (lines of a label, a space, a text); `auto` goes by the
+        file_format: `tsv`, `csv`, `jsonl` or `label_first` (lines of a label, white space, a text); `auto` goes by the
             suffix, `.txt` being `label_first`.
         label_separator: what separates several labels in one cell, for the objective `multi_label`.
     """
@@ -109,7 +114,7 @@ def read_labelled_texts(sources, text_format, objective=None):
         sources: a path, a pattern with `*`, `?` and `[...]`, or a list of them.
         text_format: `TextFormat`.
         objective: `single_label`, `multi_label` or `regression`: what labels are; None to leave them out, which then need
-            not be there.
+            not be there, and texts may be empty.
 
     Returns:
         `LabelledTexts`: all examples, file by file in the order of `sources`, then of names.
@@ -124,9 +129,9 @@ def read_labelled_texts(sources, text_format, objective=None):
         before = len(first)
         for line, cells in _rows(path, text_format, objective is not None):
             place = f"{path} line {line:,}"
-            first.append(_text(cells[0], text_format.text_column, place))
+            first.append(_text(cells[0], text_format.text_column, place, objective))
             if text_format.pair_column is not None:
-                second.append(_text(cells[1], text_format.pair_column, place))
+                second.append(_text(cells[1], text_format.pair_column, place, objective))
             if objective is not None:
                 labels.append(_label(cells[-1], objective, text_format, place))
             lines.append(line)
@@ -176,7 +181,7 @@ def find_files(sources):
 def _rows(path, text_format, labelled):
     """Yields (line, [text, second text if there is to be one, label if asked for]) of each example of a file."""
     kind = text_format.format_of(path)
-    text = _decoded(path)
+    text = _content(path)
     wanted = [text_format.text_column]
     wanted += [] if text_format.pair_column is None else [text_format.pair_column]
     wanted += [text_format.label_column] if labelled else []
@@ -192,26 +197,91 @@ def _rows(path, text_format, labelled):
     return _table_rows(path, _tsv_cells(text) if kind == "tsv" else _csv_cells(path, text), text_format, wanted)
 
 
-def _decoded(path):
-    """Returns the text of a UTF-8 file, without a byte order mark."""
-    try:
-        content = storage.read_bytes(path)
-    except tf.errors.OpError as error:
-        raise InputError(f"cannot read {path}: {error.message}") from error
+def read_lines(path):
+    """Returns the list of lines of a UTF-8 file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        InputError: if it cannot be read, or is not UTF-8.
+    """
+    return lines_of(_content(path))
+
+
+def lines_of(text):
+    """Returns the list of lines of a text; nothing but a line feed, or a carriage return and one, ends a line."""
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def decoded(content, name):
+    """Returns the text of UTF-8 bytes, without a byte order mark.
+
+    Args:
+        content: the bytes.
+        name: where they are from, for messages.
+
+    Raises:
+        InputError: naming the line that is not UTF-8.
+    """
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{path} line {line:,} is not UTF-8 ({error.reason} at byte {error.start:,} of the file). Convert it, e.g. "
-            f"`iconv -f gb18030 -t utf-8 {os.path.basename(path)}`, or save it as UTF-8."
+            f"{name} line {line:,} is not UTF-8 ({error.reason} at byte {error.start:,} of the file). Convert it, e.g. "
+            f"`iconv -f gb18030 -t utf-8 {os.path.basename(name)}`, or save it as UTF-8."
         ) from None
+
+
+def without_empty(lines, name, report):
+    """Returns the lines that hold something, and tells how many do not.
+
+    Args:
+        lines: list of strings.
+        name: where they are from, for messages.
+        report: callable that shows one line to a person.
+
+    Raises:
+        InputError: see `check_characters`.
+    """
+    texts = [line for line in lines if line.strip()]
+    for text in texts:
+        check_characters(text, name)
+    if left_out := len(lines) - len(texts):
+        report(f"{name}: {left_out:,} of {len(lines):,} lines are empty and get no answer")
+    return texts
+
+
+def check_characters(text, place):
+    """Refuses a half of a surrogate pair: it is no character, and no file can hold it.
+
+    Args:
+        text: string.
+        place: where it stands, for the message.
+
+    Raises:
+        InputError: if there is one.
+    """
+    if found := _SURROGATE.search(text):
+        raise InputError(
+            f"{place}: {_shown(ascii(text))} holds {ascii(found[0])[1:-1]}, half of a character (a lone surrogate). "
+            "Remove it, or write the text as UTF-8."
+        )
+
+
+def _content(path):
+    """Returns the text of a UTF-8 file."""
+    try:
+        return decoded(storage.read_bytes(path), path)
+    except tf.errors.OpError as error:
+        raise InputError(f"cannot read {path}: {error.message}") from error
 
 
 def _lines(text):
     """Yields (number from 1, line) of lines that hold something."""
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
+    for number, line in enumerate(lines_of(text), 1):
         if line:
             yield number, line
 
@@ -261,12 +331,19 @@ def _stripped(cells):
     return [cell.strip() for cell in cells]
 
 
+def _folded(names):
+    return [name.casefold() for name in names]
+
+
 def _present_names(path, line, cells, text_format, wanted):
     """Returns the names of the columns of a table without a header, of which the label's may be absent if not wanted."""
     names = [str(name) for name in text_format.column_names]
-    if _stripped(cells) == names:
-        raise InputError(f"{path} line {line:,} is a header with the column names: remove column_names.")
     without_label = [name for name in names if name != text_format.label_column]
+    if _folded(_stripped(cells)) in (_folded(names), _folded(without_label)):
+        raise InputError(
+            f"{path} line {line:,} is a header with the column names: remove column_names. The columns are then called "
+            f"as it spells them: {_listed(_stripped(cells))}."
+        )
     if text_format.label_column not in wanted and len(cells) == len(without_label):
         return without_label
     return names
@@ -297,8 +374,9 @@ def _json_rows(path, text, wanted):
             continue
         try:
             fields = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} line {line:,} is no JSON: {error.msg} at character {error.colno}.") from None
+        except (ValueError, RecursionError) as error:  # numbers of 4,300 digits and more, and endless brackets, too
+            at = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise InputError(f"{path} line {line:,} is no JSON: {getattr(error, 'msg', error)}{at}.") from None
         if not isinstance(fields, dict):
             raise InputError(
                 f"{path} line {line:,} is no JSON object but {_shown(content)}: write {{...}} on each line."
@@ -315,20 +393,27 @@ def _json_rows(path, text, wanted):
 def _label_first_rows(path, text, labelled):
     """Yields (line, [text, label if asked for]) of lines that begin with a label."""
     for line, content in _lines(text):
-        label, _, rest = content.strip().partition(" ")
-        if not rest.strip():
+        label, rest = split_label(content)
+        if not rest:
             raise InputError(
                 f"{path} line {line:,} is no label and text with a space between: {_shown(content)}. For other files set "
                 "file_format."
             )
-        yield line, [rest.strip(), label] if labelled else [rest.strip()]
+        yield line, [rest, label] if labelled else [rest]
 
 
-def _text(value, column, place):
-    """Returns a text as it was found, checked."""
+def split_label(line):
+    """Returns the first word of a line, and the rest of it; empty where there is none."""
+    label, rest, *_ = [*line.strip().split(None, 1), "", ""]
+    return label, rest
+
+
+def _text(value, column, place, objective):
+    """Returns a text as it was found, checked; without an objective, when only answers are wanted, it may be empty."""
     if not isinstance(value, str):
         raise InputError(f"{place}: {column!r} must be a text, got {_shown(json.dumps(value, ensure_ascii=False))}.")
-    if not value.strip():
+    check_characters(value, f"{place}: {column!r}")
+    if objective is not None and not value.strip():
         raise InputError(f"{place}: {column!r} is empty. Remove the line, or fill it.")
     return value
 
@@ -338,7 +423,8 @@ def _label(value, objective, text_format, place):
     if objective == "regression":
         return _number(value, place)
     if objective == "multi_label":
-        values = value if isinstance(value, list) else str(_scalar(value, place)).split(text_format.label_separator)
+        values = value if isinstance(value, list) else [value]
+        values = value.split(text_format.label_separator) if isinstance(value, str) else values
         names = [_name(each, place) for each in values if each != "" and str(each).strip()]
         return tuple(dict.fromkeys(names))
     if isinstance(value, list):
@@ -356,20 +442,52 @@ def _scalar(value, place):
 
 
 def _name(value, place):
-    """Returns the name of a class: its text without white space around, numbers as they are written."""
+    """Returns the name of a class: its text without white space around; of a number that is whole, without a point."""
     value = _scalar(value, place)
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"{place}: the label is {value}, which names no class. Remove the line, or fill it.")
+        value = int(value) if value.is_integer() else value
+    name = str(value).strip()
+    check_characters(name, f"{place}: the label")
+    return name
 
 
 def _number(value, place):
-    """Returns a finite number."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    """Returns a number that float32 can hold."""
+    try:  # Python takes 1_000 for a number, which in a file is rather a slip
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{place}: the label {_shown(str(value))!r} is no finite number, which regression needs.")
+    if not abs(number) <= _GREATEST_NUMBER:
+        raise InputError(
+            f"{place}: the label {_shown(str(value))!r} is no finite number up to {_GREATEST_NUMBER:.2g}, as regression "
+            "needs it: -0.5 or 1e3, say."
+        )
     return number
+
+
+def is_label(word, objective, class_names, text_format):
+    """Returns whether a word is what a label of known classes looks like, or of regression.
+
+    Args:
+        word: string.
+        objective: `single_label`, `multi_label` or `regression`.
+        class_names: tuple of the classes.
+        text_format: `TextFormat`.
+    """
+    try:
+        label = _label(word, objective, text_format, "")
+    except InputError:
+        return False
+    return objective == "regression" or set(_names(label)) <= {*class_names}
+
+
+def _names(label):
+    """Returns the classes of one label of `LabelledTexts`."""
+    return (label,) if isinstance(label, str) else label
 
 
 def _shown(text):
@@ -388,14 +506,24 @@ def _did_you_mean(word, allowed):
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def find_class_names(labels, objective):
+def suspected_headers(texts):
+    """Returns the rows that begin a file and whose classes no other row names: a header may have been taken for a row.
+
+    Args:
+        texts: `LabelledTexts` whose labels are classes.
+    """
+    counts = collections.Counter(name for label in texts.labels for name in _names(label))
+    beginnings = np.flatnonzero(np.diff(texts.file_numbers, prepend=-1)).tolist()
+    return [row for row in beginnings if {counts[name] for name in _names(texts.labels[row])} == {1}]
+
+
+def find_class_names(labels):
     """Returns the classes that labels name, sorted: by number where all are whole numbers, else by text.
 
     Args:
-        labels: `LabelledTexts.labels`.
-        objective: `single_label` or `multi_label`.
+        labels: `LabelledTexts.labels`, which are no numbers.
     """
-    names = set(labels) if objective == "single_label" else {name for each in labels for name in each}
+    names = {name for label in labels for name in _names(label)}
 
     def is_whole(name):
         return name.removeprefix("-").isascii() and name.removeprefix("-").isdigit()
@@ -424,7 +552,7 @@ def label_numbers(texts, class_names, objective, known_from):
     if objective == "regression":
         return np.array(texts.labels, np.float32)
     numbers = {name: number for number, name in enumerate(class_names)}
-    rows = [[label] for label in texts.labels] if objective == "single_label" else texts.labels
+    rows = [_names(label) for label in texts.labels]
     for row, names in enumerate(rows):
         for name in names:
             if name not in numbers:

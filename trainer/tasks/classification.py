@@ -8,8 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainer.data.classification_data import ClassificationData, OpenedTexts
-from trainer.data.tokenizer_file import open_vocabulary, vocabulary_file
+from trainer import storage
+from trainer.data.classification_data import SPLITS, ClassificationData, OpenedTexts
+from trainer.data.tokenizer_file import FileVocabulary, open_vocabulary, vocabulary_file
+from trainer.data.vocabulary import make_vocabulary
 from trainer.errors import InputError
 from trainer.models import costs
 from trainer.models.architecture import EncoderConfig
@@ -26,6 +28,8 @@ from trainer.weights.pretrained import (
     tokenizer_fields,
     vocabulary_of,
 )
+
+_WEIGHTS_NAME = "class_weights.json"  # beside `model.json`; `balanced` ones are known from the training data alone
 
 
 class ClassificationModel(keras.layers.Layer):
@@ -122,13 +126,14 @@ class ClassificationConfig:
             run_directory: the `RunDirectory`.
             is_chief: of no use: every process reads the files, which are small.
             report: callable that shows one line to a person.
-            examples: whether examples are wanted: without them a trained model answers texts though its data is gone.
+            examples: True for all of them; `held_out` or False for a trained model that is evaluated, or only answers: its
+                classes and vocabulary are then its own, and no other files are needed.
 
         Raises:
             InputError: also if rows may be longer than the encoder can read, or `class_weights` does not fit the classes.
         """
         del is_chief
-        trained = own_description(run_directory)
+        trained = None if examples is True else own_description(run_directory)
         description = description_for(self.encoder, run_directory)
         encoder = encoder_for(self.encoder, description)
         longest = encoder.longest_row
@@ -138,14 +143,32 @@ class ClassificationConfig:
                 "lower it, or raise encoder.max_length"
             )
         config = dataclasses.replace(self, encoder=encoder)
-        vocabulary, lower_case, size = self._vocabulary(description)
-        if trained is not None and not examples:
-            names = trained.labels
-            data = OpenedTexts(self.data, self.objective, vocabulary, size, lower_case, names, texts={}, labels={})
-            return Classification(config, data, OBJECTIVES[self.objective](names, None))
-        data = self.data.open(self.objective, vocabulary, lower_case, report, size)
-        weights = find_class_weights(self.class_weights, self.objective, data.class_names, data.labels["train"])
+        if trained is not None:
+            data, weights = self._open_trained(trained, run_directory, examples, report)
+        else:
+            vocabulary, lower_case, size = self._vocabulary(description)
+            data = self.data.open(self.objective, vocabulary, lower_case, report, size)
+            weights = find_class_weights(self.class_weights, self.objective, data.class_names, data.labels["train"])
         return Classification(config, data, OBJECTIVES[self.objective](data.class_names, weights))
+
+    def _open_trained(self, trained, run_directory, examples, report):
+        """Returns `OpenedTexts` and class weights for evaluating a trained model, or for answering by it.
+
+        Args:
+            trained: its `ModelDescription`.
+            run_directory, examples, report: see `open`.
+        """
+        self._check_trained(trained, run_directory)
+        data = self.data.open(
+            self.objective,
+            self._own_vocabulary(trained),
+            trained.lower_case,
+            report,
+            trained.vocabulary_size,
+            splits=SPLITS[1:] if examples else (),
+            trained_classes=trained.labels,
+        )
+        return data, self._own_class_weights(trained.labels, run_directory) if examples else None
 
     def _vocabulary(self, description):
         """Returns the `Vocabulary`, whether texts are lower-cased for it, and the number of token ids of the model."""
@@ -154,6 +177,8 @@ class ClassificationConfig:
             lower_case = True if description is None or description.lower_case is None else description.lower_case
         if self.data.vocabulary is not None:
             vocabulary = open_vocabulary(self.data.vocabulary)
+            if not isinstance(vocabulary, FileVocabulary):
+                vocabulary = make_vocabulary(vocabulary.pieces)  # as the run will read it from its own vocab.txt
         elif description is None:
             raise InputError(
                 "classification_data.vocabulary is missing: give a vocab.txt, or take encoder and vocabulary from weights "
@@ -164,6 +189,38 @@ class ClassificationConfig:
         # Models that were not ours may have more ids than their tokenizer.
         return vocabulary, lower_case, max(len(vocabulary), 0 if description is None else description.vocabulary_size)
 
+    def _own_vocabulary(self, trained):
+        """Returns the `Vocabulary` that a trained model keeps, or that of the settings if there is none."""
+        try:
+            return vocabulary_of(trained)
+        except InputError:
+            if self.data.vocabulary is None:
+                raise
+            return open_vocabulary(self.data.vocabulary)
+
+    def _check_trained(self, trained, run_directory):
+        """Refuses a configuration by which the scores of a trained model mean something else."""
+        named = self.data.class_names
+        for name, ours, its in (
+            ("classification.objective", self.objective, trained.objective),
+            ("classification.pooling", self.pooling, trained.pooling),
+            ("classification_data.class_names", named and tuple(map(str, named)), named and trained.labels),
+        ):
+            if ours != its:
+                raise InputError(f"{name} is {ours!r}, but the model in {run_directory.path} was trained with {its!r}")
+
+    def _own_class_weights(self, class_names, run_directory):
+        """Returns the class weights that a trained model is evaluated with, see `find_class_weights`."""
+        given, path = self.class_weights, storage.join(run_directory.path, _WEIGHTS_NAME)
+        if given == "balanced":
+            if not storage.exists(path):
+                raise InputError(
+                    f"class_weights are 'balanced', but there is no {path} that says what they were in training: give "
+                    "numbers, or None for a loss that counts all examples alike"
+                )
+            given = storage.read_json(path)
+        return find_class_weights(given, self.objective, class_names, None)
+
 
 def find_class_weights(given, objective, class_names, labels):
     """Returns the weights of classes, scaled so that the least is 1: only their ratios matter, see `Classification.sums`.
@@ -172,7 +229,7 @@ def find_class_weights(given, objective, class_names, labels):
         given: `ClassificationConfig.class_weights`.
         objective: name of the objective.
         class_names: tuple of names.
-        labels: the training labels, see `label_numbers`.
+        labels: the training labels, see `label_numbers`; of use for `balanced` alone.
 
     Returns:
         `[classes]` float32 array, or None.
@@ -284,6 +341,13 @@ class Classification(Task):
             pooling=self.config.pooling,
         )
 
+    def save_description(self, folder):
+        """Writes `model.json` and what lies beside it, and `class_weights.json` where classes have weights."""
+        super().save_description(folder)
+        if self.objective.class_weights is not None:
+            weights = dict(zip(self.objective.class_names, self.objective.class_weights.tolist(), strict=True))
+            storage.write_json(storage.join(folder, _WEIGHTS_NAME), weights)
+
     def build_model(self, *, seed, dtype):
         model = ClassificationModel(
             self.config.encoder,
@@ -345,9 +409,9 @@ class Classification(Task):
         number = self.objective.num_outputs
         return self.objective.data_set_metrics(outputs[:, :number], outputs[:, number:-1])
 
-    def texts_in_file(self, path):
-        """Returns the texts of a table or JSON lines in the task's format, labelled or not, or else the lines of a file."""
-        return classify_texts.texts_in_file(self.data, path)
+    def texts_in_file(self, path, report):
+        """Returns the texts of a file in the format of the training data, labelled or not, or else its lines."""
+        return classify_texts.texts_in_file(self.data, path, report)
 
     def predict(self, model, texts, top_k):
         """Classifies texts, see `trainer.tasks.classify_texts`."""

@@ -7,13 +7,18 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from trainer import storage
 from trainer.data.labelled_rows import expand_columns
-from trainer.data.labelled_texts import read_labelled_texts
+from trainer.data.labelled_texts import (
+    SUFFIXES,
+    is_label,
+    read_labelled_texts,
+    read_lines,
+    split_label,
+    without_empty,
+)
 from trainer.errors import InputError
 
 PAIR_SEPARATOR = "\t"
-_TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl")
 _BATCH = 32
 _LENGTH_STEP = 8
 # On a CPU, loading a compiled program takes as long as computing 6,000 tokens, and compiling it as 20,000; layers make all
@@ -21,22 +26,62 @@ _LENGTH_STEP = 8
 _TOKENS_OF_A_PROGRAM = 8192
 
 
-def texts_in_file(data, path):
-    """Returns the texts of a file, pairs with a tab between.
+def texts_in_file(data, path, report):
+    """Returns the texts of a file, pairs with a tab between; tells how it is read.
 
     Args:
         data: `OpenedTexts`, whose columns a table or JSON lines must have, but for the label.
-        path: `.tsv`, `.csv` or `.jsonl`; anything else holds a text a line.
+        path: of the file; see `format_of_input`.
+        report: callable that shows one line to a person.
     """
-    if os.path.splitext(path)[1].lower() not in _TABLE_SUFFIXES:
-        return [line for line in storage.read_text(path).splitlines() if line.strip()]
-    found = read_labelled_texts(path, dataclasses.replace(data.settings.text_format(), file_format="auto"))
+    kind = format_of_input(data.settings, path)
+    if kind in ("lines", "label_first"):
+        texts = without_empty(read_lines(path), path, report)
+        if kind == "label_first":
+            return _without_labels(data, texts, path, report)
+        report(f"{path} is read as lines of one {'pair' if data.pairs else 'text'} each")
+        return texts
+    report(f"{path} is read as {kind}")
+    found = read_labelled_texts([path], dataclasses.replace(data.settings.text_format(), file_format=kind))
     if found.second is None:
         return found.first
     return [
         PAIR_SEPARATOR.join(text.replace(PAIR_SEPARATOR, " ") for text in pair)
         for pair in zip(found.first, found.second, strict=True)
     ]
+
+
+def format_of_input(settings, path):
+    """Returns how a file of texts is read: as the training files where its suffix is theirs or says nothing.
+
+    Args:
+        settings: `ClassificationData`.
+        path: of the file.
+
+    Returns:
+        `lines` of a text each, or a format of `TextFormat`; with `label_first` labels may be missing.
+    """
+    suffix, *theirs = (os.path.splitext(name)[1].lower() for name in (path, *settings.sources("train")))
+    known = SUFFIXES.get(suffix, "lines")
+    is_theirs = suffix in theirs
+    if settings.file_format != "auto" and (is_theirs or known in ("lines", "label_first")):
+        return settings.file_format
+    return "lines" if known == "label_first" and not is_theirs else known
+
+
+def _without_labels(data, lines, path, report):
+    """Returns lines without the labels that they begin with, if all of them do."""
+    parts = [split_label(line) for line in lines]
+    text_format = data.settings.text_format()
+    num_labels = sum(
+        bool(rest) and is_label(word, data.objective, data.class_names, text_format) for word, rest in parts
+    )
+    if lines and num_labels == len(lines):
+        report(f"{path} is read as lines of a label and a text each; the labels are left out")
+        return [rest for _, rest in parts]
+    warning = f"; warning: {num_labels:,} of {len(lines):,} begin with what could be a label" if num_labels else ""
+    report(f"{path} is read as lines of one text each, without labels{warning}")
+    return lines
 
 
 def split_pairs(texts):
@@ -48,7 +93,7 @@ def split_pairs(texts):
     first, second = [], []
     for number, text in enumerate(texts):
         parts = text.split(PAIR_SEPARATOR)
-        if len(parts) != 2 or not all(part.strip() for part in parts):
+        if len(parts) != 2:
             raise InputError(
                 f"text {number + 1} is no pair: the model was trained on two texts, give both with a tab between: {text!r}"
             )
@@ -181,7 +226,7 @@ def answer_table(task, answers):
     names = ["text", "text_pair"] if task.data.pairs else ["text"]
     if task.config.objective == "regression":
         rows = [[*(answer[name] for name in names), f"{answer['value']:.9g}"] for answer in answers]
-        return [[*names, "value"], *map(_without_separators, rows)]
+        return [[*names, "value"], *rows]
     several = task.config.objective == "multi_label"
     header = [*names, "labels" if several else "label"]
     rows = []
@@ -191,12 +236,7 @@ def answer_table(task, answers):
         shown = [f"{told[name]:.6f}" if name in told else "" for name in task.objective.class_names]
         rows.append([*(answer[name] for name in names), label, *shown])
     header += [f"probability_{name}" for name in task.objective.class_names]
-    return list(map(_without_separators, [header, *rows]))
-
-
-def _without_separators(cells):
-    """Returns cells as a table can hold them: white space of any kind is a space."""
-    return [" ".join(cell.split()) for cell in cells]
+    return [header, *rows]
 
 
 def serving_signatures(task, model):

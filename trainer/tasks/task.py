@@ -8,7 +8,7 @@ the step. That is why a loss does not depend on how a batch was split.
 import abc
 import dataclasses
 
-from trainer import storage
+from trainer.data.labelled_texts import read_lines, without_empty
 from trainer.errors import InputError
 
 
@@ -56,6 +56,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def description(self):
         """Returns the `trainer.weights.description.ModelDescription` of the model, which travels with its weights."""
+
+    def save_description(self, folder):
+        """Writes what must be known of the model besides its weights; whoever goes on with it, or uses it, reads it."""
+        self.description().save(folder)
 
     @abc.abstractmethod
     def build_model(self, *, seed, dtype):
@@ -141,13 +145,17 @@ class Task(abc.ABC):
         """
         return metrics
 
-    def texts_in_file(self, path):
+    def texts_in_file(self, path, report):
         """Returns the list of texts that a file holds for `predict`: its lines, unless the task knows other files.
 
         Args:
             path: of a file that is there.
+            report: callable that shows one line to a person.
+
+        Raises:
+            InputError: if it cannot be read.
         """
-        return [line for line in storage.read_text(path).splitlines() if line.strip()]
+        return without_empty(read_lines(path), path, report)
 
     @abc.abstractmethod
     def predict(self, model, texts, top_k):
@@ -167,7 +175,7 @@ class Task(abc.ABC):
         """Prints what `predict` returned for a person, on a `rich.console.Console`."""
 
     def prediction_table(self, answers):
-        """Returns the rows of a table of what `predict` returned: lists of texts, the header first.
+        """Returns the rows of a table of what `predict` returned: lists of texts, as they are, the header first.
 
         Raises:
             InputError: if the answers of this task make no table.

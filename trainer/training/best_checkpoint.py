@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from trainer import storage
@@ -36,15 +37,13 @@ def less_is_better(metric, goal="auto"):
 def check_best_metric(metric, task):
     """Looks before training whether evaluations will give a metric.
 
-    Metrics of `Task.output_metrics` are known only once they were computed; of a task that has them, any name passes.
-
     Raises:
         InputError: if it is unknown, or the task has nothing to evaluate on.
     """
     if not task.has_evaluation:
         raise InputError(f"run.best_metric is {metric!r}, but the data has no held-out examples to evaluate on")
-    if not task.output_columns:
-        _check_name(metric, task.report(dict.fromkeys(("loss", *task.metric_names), 1.0)))
+    of_outputs = task.output_metrics(np.ones((2, task.output_columns), np.float32))  # two examples, for the names
+    _check_name(metric, task.report(dict.fromkeys(("loss", *task.metric_names), 1.0) | of_outputs))
 
 
 def _check_name(metric, metrics):
@@ -91,10 +90,11 @@ class Best:
 
     @classmethod
     def from_json(cls, content):
-        """Returns the `Best` that `as_json` described; that of no evaluation for None."""
+        """Returns the `Best` that `as_json` described, whatever else is beside it; that of no evaluation for None."""
         if content is None:
             return cls()
-        return cls(**content | {"history": tuple((step, value) for step, value in content["history"])})
+        fields = {field.name: content[field.name] for field in dataclasses.fields(cls)}
+        return cls(**fields | {"history": tuple((step, value) for step, value in content["history"])})
 
 
 class BestCheckpoint:
@@ -119,12 +119,19 @@ class BestCheckpoint:
         self._recorded = Best()
 
     def resume(self, content, steps):
-        """Takes up what a checkpoint knew.
+        """Takes up what a checkpoint knew, unless it went by another metric or goal.
 
         Args:
             content: what `as_json` gave when it was saved; None at the start of a run.
             steps: the steps of all checkpoints.
         """
+        other = {} if content is None else {name: content.get(name, value) for name, value in self._judged_by.items()}
+        if other and other != self._judged_by:
+            which = "least" if self._less else "greatest"
+            self._report(
+                f"the best {other['metric']} until now counts no more: from here on the {which} {self._metric} does"
+            )
+            content = None
         self.best, self._recorded = Best.from_json(content), Best()
         if not self._is_chief:
             return
@@ -135,7 +142,11 @@ class BestCheckpoint:
 
     def as_json(self):
         """Returns what a checkpoint must know of the evaluations so far."""
-        return self.best.as_json()
+        return self.best.as_json() | self._judged_by
+
+    @property
+    def _judged_by(self):
+        return {"metric": self._metric, "less_is_better": self._less}
 
     def take(self, step, metrics):
         """Takes the metrics of one evaluation; returns whether it is the best so far, so that it should be saved.

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer import storage
 from trainer.data.stored_rows import explain_read_error
-from trainer.errors import InputError, Preempted, TrainingFailed
+from trainer.errors import InputError, Preempted, StorageFailed, TrainingFailed
 from trainer.training.best_checkpoint import BestCheckpoint, check_best_metric
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import evaluation_weights, use_evaluation_weights
@@ -29,23 +29,39 @@ _LOST_PEER = (
 )
 
 
-def guard_config(assembly):
-    """Refuses to go on in a run directory that was started with another configuration; writes `config.gin`.
+def guard_directory(assembly):
+    """Refuses to go on in the directory of a run that was started with another configuration or data; changes nothing.
 
     Raises:
         InputError: with the differences, one a line.
     """
-    path = assembly.directory.config_path
-    if storage.exists(path) and storage.listing(assembly.directory.checkpoints_path):
-        differences = assembly.config_differences(storage.read_text(path))
-        if differences:
-            listed = "\n  ".join(differences)
-            raise InputError(
-                f"{assembly.directory.path} was started with another configuration:\n  {listed}\n"
-                "Use the same, or another --run_dir (initial_weights can start it from these weights)."
-            )
-    if assembly.cluster.is_chief:
-        storage.write_text(path, assembly.config.text)
+    directory = assembly.directory
+    differences = ()
+    if storage.exists(directory.config_path) and storage.listing(directory.checkpoints_path):
+        differences = assembly.config_differences(storage.read_text(directory.config_path))
+    if differences:
+        listed = "\n  ".join(differences)
+        raise InputError(
+            f"{directory.path} was started with another configuration:\n  {listed}\n"
+            "Use the same, or another --run_dir (initial_weights can start it from these weights)."
+        )
+    checkpoints = CheckpointManager(directory.checkpoints_path, {}, is_chief=False)
+    _guard_data(assembly, checkpoints, reversed(checkpoints.steps()))
+
+
+def _guard_data(assembly, checkpoints, steps):
+    """Refuses data that no checkpoint of some steps knows; one whose manifest is damaged says nothing."""
+    now, saved = list(assembly.task.fingerprints), None
+    for step in steps:
+        with contextlib.suppress(ValueError, AttributeError, StorageFailed):
+            saved = checkpoints.read_manifest(step).get("metadata", {}).get("data")
+            if saved is None or saved == now:
+                return
+    if saved is not None:
+        raise InputError(
+            f"the run in {assembly.directory.path} was started on other data than this: fingerprints {saved}, now {now}. "
+            "Going on would repeat some examples and miss others: give the same data, or another --run_dir."
+        )
 
 
 @dataclasses.dataclass
@@ -213,7 +229,7 @@ class TrainingRun:
             saved = None if step is None else self.checkpoints.read_manifest(step).get("metadata", {}).get("best")
             self.best.resume(saved, self.checkpoints.steps())
         if step is not None:
-            self._check_data(step)
+            _guard_data(self.assembly, self.checkpoints, [step])
             self.telemetry.note(f"resumed at step {step} of {self.run.steps} from {self.checkpoints.path(step)}")
             return step
         if self.run.initial_weights:
@@ -240,15 +256,6 @@ class TrainingRun:
     @property
     def _evaluates(self):
         return bool(self.run.eval_every) and self.task.has_evaluation
-
-    def _check_data(self, step):
-        saved = self.checkpoints.read_manifest(step).get("metadata", {}).get("data")
-        now = list(self.task.fingerprints)
-        if saved is not None and saved != now:
-            raise InputError(
-                f"the run in {self.directory.path} was started on other data than this: fingerprints {saved}, now {now}. "
-                "Going on would repeat some examples and miss others: give the same data, or another --run_dir."
-            )
 
     def _train_from(self, progress, interruption, watchdog):
         run = self.run
@@ -397,11 +404,12 @@ def train(assembly, console=None, lock=None):
         console: `rich.console.Console`; standard output if None.
         lock: the `RunLock` that this process holds, or None.
     """
-    guard_config(assembly)
-    if assembly.cluster.is_chief:
-        assembly.task.description().save(assembly.directory.path)
     if assembly.run.best_metric is not None:
         check_best_metric(assembly.run.best_metric, assembly.task)
+    guard_directory(assembly)
+    if assembly.cluster.is_chief:
+        storage.write_text(assembly.directory.config_path, assembly.config.text)
+        assembly.task.save_description(assembly.directory.path)
     training = TrainingRun(assembly, console, lock)
     training.train()
     if assembly.task.samples and assembly.cluster.is_chief and console is not None:
