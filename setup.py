@@ -45,6 +45,9 @@ EXTRAS = {
         # one. Not this list, because torch from PyPI brings CUDA and Triton, which crashes where TensorFlow is loaded.
         "transformers>=5",
     ],
+    # tools.prepare_data: corpora beyond one machine, and texts of some languages alone.
+    "beam": ["apache-beam>=2.70"],
+    "languages": ["py3langid>=0.4"],
     # Peers that tools/benchmark compares with and that can live beside the trainer. Model Garden and bert4keras cannot:
     # they ask for other versions of TensorFlow and Keras; docs/benchmarks.md says how to install them elsewhere.
     "bench": ["keras-hub", "transformers>=5", "torch"],

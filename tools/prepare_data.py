@@ -4,7 +4,8 @@
     python -m tools.prepare_data --input corpus/ --vocab vocab.txt --output data/corpus
     python -m tools.prepare_data --input 'gs://bucket/*.jsonl.gz' --vocab_size 30000 --output gs://bucket/prepared
 
-The same corpus and options give the same bytes on any number of cores. Interrupted, it continues when it is run again.
+The same corpus and options give the same bytes on any number of cores, and on a cluster through Apache Beam (--runner).
+Interrupted, it continues when it is run again.
 """
 
 import argparse
@@ -14,11 +15,13 @@ import rich.console
 
 from tools import command_line
 from trainer.data import packing
+from trainer.data.beam_workers import RUNNERS, BeamOptions
 from trainer.data.preparation import DEFAULT_VOCABULARY_SIZE, PreparationSettings, is_small, prepare
 from trainer.data.preparation_display import ProgressDisplay, summary_table
 from trainer.errors import InputError
 
 _MUCH_PADDING = 0.3
+_LOCAL = "local"
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(PreparationSettings)}
 
 
@@ -66,12 +69,45 @@ def parser():
     group.add_argument(
         "--compress", action="store_true", help="gzip the shards: smaller, but reading cannot seek in them"
     )
-    group.add_argument("--keep_duplicates", action="store_true", help="keep documents of the same text")
     group.add_argument("--keep_order", action="store_true", help="do not shuffle the documents of a shard")
     group.add_argument("--seed", metavar="N", type=int, default=_DEFAULTS["seed"], help="of all random choices")
+    _add_choice_of_documents(result)
     command_line.add_worker_options(result)
     result.add_argument("--work_folder", metavar="DIR", help="for intermediate files (default: inside --output)")
+    result.add_argument(
+        "--runner",
+        metavar="NAME",
+        default=_LOCAL,
+        help=f"{_LOCAL}, or where Apache Beam does the work: {', '.join(RUNNERS)}; Beam's own options may follow",
+    )
     return result
+
+
+def _add_choice_of_documents(parser):
+    """Adds the options that say which documents are left out."""
+    group = parser.add_argument_group("documents to leave out")
+    group.add_argument("--keep_duplicates", action="store_true", help="keep documents of the same text")
+    group.add_argument(
+        "--near_duplicates",
+        metavar="SIMILARITY",
+        type=float,
+        help="keep one of documents whose runs of five tokens are as similar as this (Jaccard; 0.8 is usual)",
+    )
+    for of in ("words", "characters"):
+        group.add_argument(f"--min_{of}", metavar="N", type=int, help=f"leave out documents with fewer {of}")
+        group.add_argument(f"--max_{of}", metavar="N", type=int, help=f"leave out documents with more {of}")
+    for name, what in (("symbol", "punctuation and other symbols"), ("digit", "digits")):
+        group.add_argument(
+            f"--max_{name}_share",
+            metavar="SHARE",
+            type=float,
+            help=f"leave out documents with a higher share of {what}",
+        )
+    group.add_argument(
+        "--languages",
+        metavar="CODE,...",
+        help="leave out documents in other languages, e.g. en,de (needs the package py3langid)",
+    )
 
 
 def settings_from(options):
@@ -98,21 +134,47 @@ def settings_from(options):
         keep_duplicates=options.keep_duplicates,
         shuffle_documents=not options.keep_order,
         seed=options.seed,
+        near_duplicates=options.near_duplicates,
+        min_words=options.min_words,
+        max_words=options.max_words,
+        min_characters=options.min_characters,
+        max_characters=options.max_characters,
+        max_symbol_share=options.max_symbol_share,
+        max_digit_share=options.max_digit_share,
+        languages=command_line.package_names(options.languages or ""),
     )
+
+
+def beam_options_from(options, rest, command):
+    """Returns the `BeamOptions` of a parsed command line and the options left over; None for this machine's workers."""
+    if options.runner == _LOCAL:
+        if rest:
+            command.error(f"unrecognized arguments: {' '.join(rest)}")
+        return None
+    if options.workers is not None:
+        raise InputError(
+            f"--workers counts processes of --runner {_LOCAL}. For Beam say --direct_num_workers (with "
+            "--direct_running_mode multi_processing), --max_num_workers (dataflow) or --parallelism (flink)."
+        )
+    own_flags = tuple(flag for action in command._actions for flag in action.option_strings)
+    return BeamOptions(options.runner, tuple(rest), own_flags)
 
 
 def main(arguments):
     """Runs the command."""
-    options = parser().parse_args(arguments)
+    command = parser()
+    options, rest = command.parse_known_args(arguments)
     settings = settings_from(options)
+    beam = beam_options_from(options, rest, command)
     workers = options.workers
-    if workers is None and is_small(settings):
+    if workers is None and beam is None and is_small(settings):
         workers = 0
     with ProgressDisplay(plain=options.plain or None) as progress:
         manifest = prepare(
             settings,
             options.output,
             num_workers=workers,
+            beam=beam,
             work_folder=options.work_folder,
             overwrite=options.overwrite,
             progress=progress,

@@ -2,13 +2,13 @@
 
 import dataclasses
 import gzip
-import json
 import os
 import signal
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_texts import add_near_duplicates, corpus, files_of, small_units
 
 from trainer.data import spills
 from trainer.data.documents import ReadingOptions, divide_into_units, find_files
@@ -19,39 +19,6 @@ from trainer.data.records import decode_rows, row_hashes
 from trainer.data.vocabulary import SPECIAL_TOKENS, load_vocabulary, make_vocabulary
 from trainer.data.workers import Workers
 from trainer.errors import InputError, StorageFailed, TrainingFailed
-
-WORDS = ["alpha", "beta", "gamma", "delta", "omega", ".", ",", "un", "##seen"]
-
-
-def corpus(folder, files=4, documents=60):
-    """Writes a corpus of random documents, and its vocabulary; returns the settings for it."""
-    rng = np.random.default_rng(11)
-    folder.mkdir()
-    for number in range(files):
-        texts = [
-            "\n".join(" ".join(rng.choice(WORDS[:6], rng.integers(2, 30))) + "." for _ in range(rng.integers(1, 6)))
-            for _ in range(documents)
-        ]
-        (folder / f"{number}.txt").write_text("\n\n".join(texts))
-    make_vocabulary([*SPECIAL_TOKENS, *WORDS]).save(folder / "vocab.txt.pieces")
-    inputs = (f"{folder}/*.txt",)
-    return PreparationSettings(
-        inputs=inputs, vocabulary=str(folder / "vocab.txt.pieces"), sequence_length=24, num_shards=3, held_out=0.1
-    )
-
-
-def files_of(folder):
-    """Name to content of what decides training."""
-    content = {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder)) if ".tfrecord" in name}
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in ("seconds", "tokens_per_second", "workers"):
-        manifest["summary"].pop(name)
-    return content | {"manifest": manifest}
-
-
-def small_units(monkeypatch):
-    """Cuts corpora of a few kilobytes into many units."""
-    monkeypatch.setattr("trainer.data.documents._SMALLEST_UNIT_BYTES", 5000)
 
 
 def rows_of(folder, manifest, split):
@@ -155,10 +122,11 @@ def test_object_stores_are_read_and_written_through_tensorflows_file_systems(tmp
     verify_data_set("ram://prepared", load_manifest("ram://prepared"), checksums=True)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 6, 8])
-def test_stopped_anywhere_it_continues_without_doing_finished_work_again(tmp_path, monkeypatch, stop_at):
+@pytest.mark.parametrize(("stop_at", "similarity"), [(1, None), (3, None), (6, None), (8, None), (8, 0.8), (9, 0.8)])
+def test_stopped_anywhere_it_continues_without_doing_finished_work_again(tmp_path, monkeypatch, stop_at, similarity):
     small_units(monkeypatch)
-    settings = corpus(tmp_path / "corpus")
+    monkeypatch.setattr("trainer.data.preparation._PARTITION_TEXT_BYTES", 20_000)
+    settings = dataclasses.replace(corpus(tmp_path / "corpus"), near_duplicates=similarity)
     prepare(settings, tmp_path / "whole", num_workers=0)
     calls = []
 
@@ -200,6 +168,110 @@ def test_duplicates_are_left_out_once_and_counted(tmp_path):
     assert (manifest.summary["documents"], manifest.summary["duplicate_documents"]) == (60, 60)
     kept = PreparationSettings(**{**vars(settings), "keep_duplicates": True})
     assert prepare(kept, tmp_path / "kept", num_workers=0).summary["documents"] == 120
+
+
+def test_near_duplicates_are_left_out_and_counted(tmp_path):
+    settings = corpus(tmp_path / "corpus", files=1)
+    add_near_duplicates(tmp_path / "corpus")
+    every = prepare(settings, tmp_path / "every", num_workers=0)
+    assert every.summary["documents"] == 120 and "near_duplicate_documents" not in every.summary
+    settings = dataclasses.replace(settings, near_duplicates=0.8)
+    manifest = prepare(settings, tmp_path / "out", num_workers=0)
+    assert (manifest.summary["documents"], manifest.summary["near_duplicate_documents"]) == (80, 40)
+    assert manifest.summary["tokens"] < every.summary["tokens"]
+
+
+def test_training_keeps_no_near_duplicate_of_a_document_that_is_held_out(tmp_path):
+    settings = corpus(tmp_path / "corpus", files=1)
+    add_near_duplicates(tmp_path / "corpus", copies=60)
+    settings = dataclasses.replace(settings, near_duplicates=0.8, held_out=0.3, sequence_length=160)
+    manifest = prepare(settings, tmp_path / "out", num_workers=0)
+    texts = []  # the long documents of each split, by their middle, which their copies share
+    for split in ("train", "held_out"):
+        ids = [rows.token_ids for rows in rows_of(tmp_path / "out", manifest, split)]
+        texts.append({row[20:100].tobytes() for row in np.concatenate(ids) if row[140]})
+    assert texts[0] and texts[1] and not texts[0] & texts[1]
+
+
+PAIRS = {"packing": "sentence_pair_sop", "compress": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers"),
+    [({}, 0), (PAIRS, 0), pytest.param(PAIRS, 2, marks=pytest.mark.slow)],  # slow: processes that import TensorFlow
+)
+def test_units_partitions_workers_and_merging_do_not_change_which_near_duplicates_are_left_out(
+    tmp_path, monkeypatch, changes, workers
+):
+    settings = dataclasses.replace(corpus(tmp_path / "corpus", files=2), near_duplicates=0.8, **changes)
+    add_near_duplicates(tmp_path / "corpus")
+    small_units(monkeypatch)
+    prepare(settings, tmp_path / "units", num_workers=0)
+    monkeypatch.setattr("trainer.data.preparation._PARTITION_TEXT_BYTES", 9000)
+    prepare(settings, tmp_path / "partitions", num_workers=workers)
+    monkeypatch.setattr("trainer.data.merging._MOST_SPILLS", 2)
+    monkeypatch.setattr("trainer.data.merging._GROUP_SPILLS", 3)
+    monkeypatch.setattr("trainer.data.merging._RANGES", 2)
+    phases = []
+    prepare(settings, tmp_path / "merged", num_workers=0, progress=lambda *call: phases.append(call[:3]))
+    assert any(phase == "merging" and done == total > 1 for phase, done, total in phases)
+    expected = files_of(tmp_path / "units")
+    assert expected["manifest"]["summary"]["near_duplicate_documents"] == 40
+    assert files_of(tmp_path / "partitions") == expected
+    assert files_of(tmp_path / "merged") == expected
+
+
+def test_filtered_documents_are_counted_by_reason_and_leave_no_trace(tmp_path):
+    settings = corpus(tmp_path / "corpus", files=1)
+    (tmp_path / "corpus" / "other.txt").write_text("zeta\n\n12 34 5 zeta 99 1\n\n{ } ( ) = ; zeta\n\n" * 40)
+    settings = dataclasses.replace(settings, vocabulary=None, vocabulary_size=60, keep_duplicates=True)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "0.txt").write_bytes((tmp_path / "corpus" / "0.txt").read_bytes())
+    plain = dataclasses.replace(settings, inputs=(f"{tmp_path}/plain/*.txt",))
+    filtered = dataclasses.replace(settings, min_words=2, max_digit_share=0.3, max_symbol_share=0.5)
+    expected = prepare(plain, tmp_path / "expected", num_workers=0)
+    manifest = prepare(filtered, tmp_path / "out", num_workers=0)
+    assert manifest.summary.pop("filtered_documents") == {
+        "too_few_words": 40,
+        "too_many_digits": 40,
+        "too_many_symbols": 40,
+    }
+    assert manifest.vocabulary_sha256 == expected.vocabulary_sha256  # it is learned from what is kept
+    assert manifest.summary["documents"] == expected.summary["documents"]
+    nothing = dataclasses.replace(filtered, min_words=10**6)
+    with pytest.raises(InputError, match="filters leave no words"):
+        prepare(nothing, tmp_path / "none", num_workers=0)
+    nothing = dataclasses.replace(nothing, vocabulary=str(tmp_path / "out" / "vocab.txt"))
+    with pytest.raises(InputError, match=r"leave nothing of the corpus: 180 documents with too few words"):
+        prepare(nothing, tmp_path / "nothing", num_workers=0)
+
+
+def test_options_that_are_not_used_change_neither_the_record_nor_the_fingerprint(tmp_path):
+    settings = corpus(tmp_path / "corpus", files=1)
+    later = {"near_duplicates", "languages", "min_words", "max_symbol_share"}
+    assert not later & set(settings.decisive())
+    assert dataclasses.replace(settings, max_symbol_share=0.0).decisive()["max_symbol_share"] == 0.0
+    prepare(settings, tmp_path / "out", num_workers=0)
+    with pytest.raises(InputError, match=r"near_duplicates was None, now 0\.9"):
+        prepare(dataclasses.replace(settings, near_duplicates=0.9), tmp_path / "out", num_workers=0)
+
+
+def test_a_work_folder_is_shared_by_preparations_and_keeps_what_is_not_ours(tmp_path):
+    settings = corpus(tmp_path / "corpus", files=1)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "mine.txt").write_text("keep")
+
+    def stop(phase, done, total, unit, tokens):
+        if phase == "writing shards":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(settings, tmp_path / "out", num_workers=0, work_folder=tmp_path / "work", progress=stop)
+    cased = dataclasses.replace(settings, lower_case=False)
+    prepare(cased, tmp_path / "out", num_workers=0, work_folder=tmp_path / "work", overwrite=True)
+    prepare(cased, tmp_path / "expected", num_workers=0)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
+    assert (tmp_path / "work" / "mine.txt").read_text() == "keep"
 
 
 @pytest.mark.parametrize("packing", ["sentence_pair_nsp", "sentence_pair_sop"])
@@ -251,14 +323,15 @@ def test_a_damaged_spill_is_found(tmp_path):
     path = str(tmp_path / "unit.spill")
     spills.write_spill(path, [b"", builder.content(2)], {"documents": 1})
     assert spills.read_information(path) == {"documents": 1}
-    assert spills.read_section(path, 0, 2) is None
-    section = spills.read_section(path, 1, 2)
+    assert spills.read_content(path, 0) == b""
+    assert spills.read_contents(path, 0, 2) == [b"", spills.read_content(path, 1)]
+    section = spills.parse_section(spills.read_content(path, 1), 2)
     assert section.token_ids.tolist() == [5, 6, 7] and section.sentence_lengths.tolist() == [2, 1]
     content = bytearray((tmp_path / "unit.spill").read_bytes())
     content[60] ^= 1
     (tmp_path / "unit.spill").write_bytes(content)
     with pytest.raises(StorageFailed, match="damaged"):
-        spills.read_section(path, 1, 2)
+        spills.read_content(path, 1)
     (tmp_path / "unit.spill").write_bytes(content[:-3])
     assert spills.read_information(path) is None
 

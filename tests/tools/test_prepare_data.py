@@ -1,5 +1,7 @@
 """The commands that prepare and show data, as a person types them."""
 
+import importlib.util
+
 import pytest
 
 from tools import build_vocab, command_line, prepare_data, show_data
@@ -59,6 +61,41 @@ def test_a_vocabulary_built_beforehand_is_the_one_that_preparing_learns(corpus, 
     assert exit_code(prepare_data.main, *arguments, tmp_path / "learned", "--vocab_size", "120") == 0
     given, learned = ((tmp_path / name / "vocab.txt").read_bytes() for name in ("given", "learned"))
     assert given == learned == vocabulary.read_bytes()
+
+
+def test_documents_that_are_left_out_are_shown_by_reason(corpus, tmp_path, capsys):
+    text = corpus.read_text()
+    long = " ".join(f"word{n}" for n in range(60))
+    corpus.write_text(f"{text}\n\nshort\n\n{long} one\n\n{long} two")
+    options = ["--vocab_size", "120", "--near_duplicates", "0.8", "--min_words", "2"]
+    assert exit_code(prepare_data.main, "--input", corpus, "--output", tmp_path / "out", *options) == 0
+    printed = capsys.readouterr().out
+    assert "1 with too few words" in printed and "1 near-duplicates" in printed
+    assert exit_code(prepare_data.main, "--input", corpus, "--output", tmp_path / "no", "--near_duplicates", "80") == 2
+    assert "near_duplicates is a similarity from 0.5 to 1, got 80" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs Apache Beam")
+def test_a_runner_of_beam_makes_the_same_files_and_takes_beams_options(corpus, tmp_path, capsys):
+    arguments = ["--input", corpus, "--vocab_size", "120", "--plain", "--output"]
+    beam = ["--runner", "direct", "--prism_location", "/none"]
+    assert exit_code(prepare_data.main, *arguments, tmp_path / "local") == 0
+    assert exit_code(prepare_data.main, *arguments, tmp_path / "beam", *beam, "--direct_num_workers=1") == 0
+    assert "Beam, direct" in capsys.readouterr().out
+    for path in (tmp_path / "local").iterdir():
+        assert path.name == "manifest.json" or path.read_bytes() == (tmp_path / "beam" / path.name).read_bytes()
+    assert exit_code(prepare_data.main, *arguments, tmp_path / "x", *beam, "--sequence_lenght", "64") == 2
+    assert "did you mean --sequence_length?" in capsys.readouterr().err
+    assert exit_code(prepare_data.main, *arguments, tmp_path / "x", *beam, "--workers", "2") == 2
+    assert "--direct_num_workers" in capsys.readouterr().err
+
+
+def test_options_of_nobody_are_refused_without_a_runner(corpus, tmp_path, capsys):
+    arguments = ["--input", corpus, "--output", tmp_path / "out"]
+    assert exit_code(prepare_data.main, *arguments, "--direct_num_workers=1") == 2
+    assert "unrecognized arguments: --direct_num_workers=1" in capsys.readouterr().err
+    assert exit_code(prepare_data.main, *arguments, "--runner", "slurm") == 2
+    assert "local, direct, flink, spark, dataflow" in capsys.readouterr().err
 
 
 def test_mistakes_end_with_a_message_and_exit_code_2(corpus, tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 Files are divided into units; every unit is tokenized into a spill with a section for each shard (map); every shard is
 packed from its sections of all spills (reduce). What a document's shard and split are, a hash of its text decides. So
-memory is bounded by a few shards, and the shards are the same bytes however many processes worked.
+memory is bounded by a few shards, and the shards are the same bytes however many processes worked, on one machine or,
+through Apache Beam, on many. Near-duplicates are found between the two steps, see `near_duplicates`.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -12,7 +14,16 @@ import math
 import time
 
 from trainer import storage
-from trainer.data import packing, preparation_work, python_docs, spills
+from trainer.data import (
+    beam_workers,
+    filters,
+    merging,
+    near_duplicates,
+    packing,
+    preparation_work,
+    python_docs,
+    spills,
+)
 from trainer.data.documents import CorpusFile, ReadingOptions, divide_into_units, find_files, text_bytes
 from trainer.data.manifests import MANIFEST_NAME, Manifest, Shard, load_manifest, verify_data_set
 from trainer.data.records import RowFormat
@@ -27,6 +38,9 @@ WORK_FOLDER = "unfinished"
 DEFAULT_VOCABULARY_SIZE = 8192
 _VERSION = 1  # of what the settings mean: raise it when the same settings would give other rows
 _SHARD_BYTES = 64 << 20
+_PARTITION_TEXT_BYTES = (
+    32 << 20
+)  # whose entries a partition holds, which are as many bytes, or more for short documents
 _BYTES_PER_TOKEN = 3.5  # of text: English has 4.2 with a vocabulary of 30,000 pieces, Chinese 2.8
 _COUNTED_BYTES = 256 << 20  # of text for learning a vocabulary: more changes little but takes long
 _SMALL_BYTES = 2 << 20  # of text: less is done before a worker process has started
@@ -51,6 +65,10 @@ class PreparationSettings:
         compress: whether to gzip the shards (smaller, but without seeking in them).
         text_field, one_document_per_file, document_start, invalid_utf8: see `documents.ReadingOptions`.
         keep_duplicates: whether documents of the same text are kept.
+        near_duplicates: similarity from 0.5 to 1 from which on documents are taken for near-duplicates, of which one is
+            kept, see the module `near_duplicates`; None keeps all.
+        min_words, max_words, min_characters, max_characters, max_symbol_share, max_digit_share, languages: what
+            documents are dropped, see `filters.DocumentFilters`.
         shuffle_documents: whether the documents of a shard come in a random order instead of the corpus's.
         seed: of all random choices.
     """
@@ -74,6 +92,14 @@ class PreparationSettings:
     keep_duplicates: bool = False
     shuffle_documents: bool = True
     seed: int = 0
+    near_duplicates: float | None = None
+    min_words: int | None = None
+    max_words: int | None = None
+    min_characters: int | None = None
+    max_characters: int | None = None
+    max_symbol_share: float | None = None
+    max_digit_share: float | None = None
+    languages: tuple = ()
 
     def __post_init__(self):
         if isinstance(self.inputs, str):
@@ -99,6 +125,9 @@ class PreparationSettings:
                 raise InputError(f"{name} is a share from {low:g} to {high:g}, got {getattr(self, name)}")
         if self.num_shards is not None and self.num_shards < 1:
             raise InputError(f"num_shards must be at least 1, got {self.num_shards}")
+        if self.near_duplicates is not None:
+            near_duplicates.check_threshold(self.near_duplicates)
+        object.__setattr__(self, "languages", self.filters().languages)  # validates too
         self.reading_options()  # validates
 
     def reading_options(self):
@@ -107,13 +136,28 @@ class PreparationSettings:
             return ReadingOptions()
         return ReadingOptions(self.text_field, self.one_document_per_file, self.document_start, self.invalid_utf8)
 
+    def filters(self):
+        """Returns the `DocumentFilters`."""
+        names = [field.name for field in dataclasses.fields(filters.DocumentFilters)]
+        return filters.DocumentFilters(**{name: getattr(self, name) for name in names})
+
+    def decisive(self):
+        """Returns the settings that decide what is made, as a dictionary.
+
+        Those that came later than the first data sets are only in it where they are used: rows made without them keep
+        their bytes.
+        """
+        later = {"near_duplicates", *(field.name for field in dataclasses.fields(filters.DocumentFilters))}
+        unused = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) == field.default}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in later & unused}
+
 
 def ignore_progress(phase, done, total, unit, tokens):
     """A progress function that shows nothing; `prepare` says what it is called with."""
 
 
 def prepare(
-    settings, output_folder, *, num_workers=None, work_folder=None, overwrite=False, progress=ignore_progress
+    settings, output_folder, *, num_workers=None, beam=None, work_folder=None, overwrite=False, progress=ignore_progress
 ) -> Manifest:
     """Prepares a data set; continues where an interrupted call with the same settings stopped.
 
@@ -122,6 +166,7 @@ def prepare(
         output_folder: where the shards, `vocab.txt` and `manifest.json` go; local or `gs://`.
         num_workers: processes to work in; None for one per core; 0 works in this process (which then initialises
             TensorFlow's devices: not before a trainer has configured them).
+        beam: `beam_workers.BeamOptions` to work through Apache Beam instead.
         work_folder: for intermediate files, about half the size of the text; None for a folder inside `output_folder`.
         overwrite: whether to replace a data set of other settings.
         progress: called as `progress(phase, done, total, unit, tokens)` with the name of the phase, the work done and
@@ -133,20 +178,23 @@ def prepare(
     Raises:
         InputError: if the settings or the corpus are at fault, or the folder holds data of other settings.
         StorageFailed: if storage fails, e.g. the disk is full; what is finished is kept.
-        TrainingFailed: if a worker process is killed; what is finished is kept.
+        TrainingFailed: if a worker process is killed, or Beam's job fails; what is finished is kept.
     """
     output_folder = str(output_folder)
     started = time.monotonic()
     corpus = find_files(settings.inputs) if settings.inputs else python_docs.corpus_version(settings.python_packages)
     record = _record(settings, corpus)
+    if beam is not None:
+        beam.check_paths([output_folder, *settings.inputs, *([work_folder] if work_folder else [])])
     if (finished := _open_output(output_folder, record, overwrite)) is not None:
         return finished
-    work_folder = str(work_folder or storage.join(output_folder, WORK_FOLDER))
+    # A folder of our own: what lies in it belongs to these settings, and nothing else is removed with it.
+    work_root = str(work_folder or storage.join(output_folder, WORK_FOLDER))
+    key = hashlib.sha256(json.dumps([output_folder, record]).encode("utf-8")).hexdigest()[:16]
+    work_folder = storage.join(work_root, key)
     storage.make_folder(work_folder)
     size = text_bytes(corpus) if settings.inputs else None
-    if num_workers is None:
-        num_workers = available_cores()
-    with Workers(num_workers) as workers:
+    with _start_workers(num_workers, beam, work_folder) as workers:
         run = _Run(settings, output_folder, work_folder, workers, progress)
         if settings.source:
             corpus = run.extract_documentation()
@@ -154,14 +202,26 @@ def prepare(
         units = divide_into_units(corpus, settings.reading_options())
         vocabulary = run.vocabulary(units)
         row_format = RowFormat.for_vocabulary(settings.sequence_length, len(vocabulary))
-        assignment, paths, information = run.tokenize(units, row_format, size)
-        manifest = run.make_shards(vocabulary, row_format, assignment, paths, information, record)
+        bands = run.bands(size)
+        assignment, paths, information = run.tokenize(units, row_format, size, bands)
+        source = run.merge("units", assignment, paths, bands.num_partitions if bands else 0)
+        dropped = run.find_near_duplicates(assignment, source, bands) if bands else None
+        manifest = run.make_shards(vocabulary, row_format, assignment, source, dropped, information, record)
     seconds = time.monotonic() - started
     tokens = sum(each["tokens"] for each in information)
-    manifest.summary.update(seconds=round(seconds, 2), tokens_per_second=round(tokens / seconds), workers=num_workers)
+    manifest.summary.update(seconds=round(seconds, 2), tokens_per_second=round(tokens / seconds), **workers.description)
     manifest.save(output_folder)
     storage.remove(work_folder)
+    if work_root == storage.join(output_folder, WORK_FOLDER):
+        storage.remove(work_root)
     return manifest
+
+
+def _start_workers(num_workers, beam, work_folder):
+    """The workers of a preparation, a context manager."""
+    if beam is not None:
+        return beam_workers.BeamWorkers(beam, storage.join(work_folder, "beam"))
+    return Workers(available_cores() if num_workers is None else num_workers)
 
 
 def build_vocabulary(settings, work_folder, *, num_workers=None, progress=ignore_progress):
@@ -176,7 +236,7 @@ def build_vocabulary(settings, work_folder, *, num_workers=None, progress=ignore
         `Vocabulary`, the one that `prepare` would learn.
     """
     corpus = find_files(settings.inputs)
-    with Workers(available_cores() if num_workers is None else num_workers) as workers:
+    with _start_workers(num_workers, None, work_folder) as workers:
         run = _Run(settings, work_folder, work_folder, workers, progress)
         if settings.source:
             corpus = run.extract_documentation()
@@ -191,7 +251,9 @@ def is_small(settings):
 def _record(settings, corpus):
     """What a data set is made from, as JSON has it: to tell whether to continue or to refuse."""
     files = [dataclasses.astuple(file) for file in corpus] if settings.inputs else corpus
-    record = {"version": _VERSION, "settings": dataclasses.asdict(settings), "corpus": files}
+    record = {"version": _VERSION, "settings": settings.decisive(), "corpus": files}
+    if settings.languages:
+        record["language_identifier"] = filters.language_identifier_version()
     if settings.vocabulary is not None:
         record["vocabulary_sha256"] = load_vocabulary(settings.vocabulary).sha256
     return json.loads(json.dumps(record))
@@ -238,9 +300,11 @@ def _differences(before, now):
     if before.get("version") != now["version"]:
         result.append("it was made by another version of this program")
     old, new = before.get("settings", {}), now["settings"]
-    for name in new:
-        if old.get(name) != new[name]:
-            result.append(f"{name} was {old.get(name)!r}, now {new[name]!r}")
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            result.append(f"{name} was {old.get(name)!r}, now {new.get(name)!r}")
+    if before.get("language_identifier") != now.get("language_identifier") and not result:
+        result.append(f"languages were told by {before['language_identifier']}, now {now['language_identifier']}")
     if before.get("vocabulary_sha256") != now.get("vocabulary_sha256") and not result:
         result.append("the vocabulary file has other content")
     if before.get("corpus") != now["corpus"] and not result:
@@ -281,7 +345,8 @@ class _Run:
         ]
         done = len(parts) - len(jobs)
         self._progress("reading docstrings", done, len(parts), "parts", 0)
-        for _ in self._workers.run(preparation_work.extract_documentation, jobs):
+        workers = self._workers if self._workers.on_this_machine else Workers(0)
+        for _ in workers.run(preparation_work.extract_documentation, jobs):
             done += 1
             self._progress("reading docstrings", done, len(parts), "parts", 0)
         return tuple(CorpusFile(path, storage.size(path), 0) for path in paths)
@@ -303,7 +368,11 @@ class _Run:
         units = units[::every]
         jobs = [
             preparation_work.CountingJob(
-                unit, self._settings.reading_options(), self._settings.lower_case, most_characters=_COUNTED_BYTES
+                unit,
+                self._settings.reading_options(),
+                self._settings.lower_case,
+                most_characters=_COUNTED_BYTES,
+                filters=self._settings.filters(),
             )
             for unit in units
         ]
@@ -314,6 +383,8 @@ class _Run:
                 counts[word] = counts.get(word, 0) + count
             done += units[place].bytes
             self._progress("counting words", done, total, "bytes", 0)
+        if not counts and self._settings.filters().active:
+            raise InputError("the filters leave no words of the corpus to learn a vocabulary from. Ask less.")
         size = self._settings.vocabulary_size
         phase = "learning the vocabulary"
         vocabulary = learn_vocabulary(
@@ -322,35 +393,50 @@ class _Run:
         self._progress(phase, len(vocabulary), len(vocabulary), "pieces", 0)
         return vocabulary
 
-    def tokenize(self, units, row_format, size):
+    def bands(self, size):
+        """Returns the `Bands` by which near-duplicates are found in so many bytes of text; None to keep them."""
+        if self._settings.near_duplicates is None:
+            return None
+        return near_duplicates.Bands(self._settings.near_duplicates, max(1, round(size / _PARTITION_TEXT_BYTES)))
+
+    def tokenize(self, units, row_format, size, bands):
         """Tokenizes all units; returns the assignment, the paths of all spills, and the information of each unit."""
         settings = self._settings
         estimate = size / _BYTES_PER_TOKEN / row_format.sequence_length * row_format.stride
         train = settings.num_shards or max(1, round(estimate / _SHARD_BYTES))
         held_out = max(1, round(train * settings.held_out)) if settings.held_out else 0
         assignment = preparation_work.Assignment(round(settings.held_out * 2**64), train, held_out)
-        paths, information = self._tokenize_into(assignment, units, row_format)
+        paths, information = self._tokenize_into(assignment, units, row_format, bands)
         documents = sum(each["documents"] for each in information)
         if not documents:
-            raise InputError("the corpus holds no text: every document is empty.")
+            dropped = _dropped(information)
+            raise InputError(
+                "the corpus holds no text: every document is empty."
+                if not dropped
+                else "the filters leave nothing of the corpus: "
+                + ", ".join(f"{count:,} documents {filters.REASONS[reason]}" for reason, count in dropped.items())
+                + ". Ask less."
+            )
         if held_out and documents > 1 and not any(each["held_out_documents"] for each in information):
             # A corpus so small that chance left nothing to evaluate on: hold out the document with the smallest hash.
             smallest = min(each["smallest_hash"] for each in information if each["smallest_hash"] is not None)
             assignment = dataclasses.replace(assignment, held_out_below=smallest + 1)
-            paths, information = self._tokenize_into(assignment, units, row_format)
+            paths, information = self._tokenize_into(assignment, units, row_format, bands)
         units_spills = map(spills.paths_of_unit, paths, information)
         return assignment, tuple(path for paths_of_unit in units_spills for path in paths_of_unit), information
 
-    def _tokenize_into(self, assignment, units, row_format):
+    def _tokenize_into(self, assignment, units, row_format, bands):
         settings = self._settings
         name = f"{assignment.held_out_below:016x}"
         paths = tuple(self._work_path(f"unit-{name}-{number:06d}.spill") for number in range(len(units)))
-        information = [spills.read_information(path) for path in paths]
+        information = spills.read_information_of_all(self._work, paths)
         missing = [place for place, found in enumerate(information) if found is None]
         jobs = [
             preparation_work.TokenizingJob(
                 units[place],
                 settings.reading_options(),
+                settings.filters(),
+                bands,
                 storage.join(self._output, VOCABULARY_NAME),
                 settings.lower_case,
                 settings.packing != "full_sentences",
@@ -371,7 +457,45 @@ class _Run:
             self._progress("tokenizing", done, total, "bytes", tokens)
         return paths, information
 
-    def make_shards(self, vocabulary, row_format, assignment, paths, information, record):
+    def merge(self, kind, assignment, paths, more_sections=0):
+        """Merges spills, which have a section for each shard and some more, if they are very many.
+
+        Returns:
+            What the sections are read from, see `merging`.
+        """
+        stem = self._work_path(f"merged-{kind}-{assignment.held_out_below:016x}")
+        source, jobs = merging.plan(paths, assignment.num_shards + more_sections, stem)
+        self._do("merging", merging.merge, jobs)
+        return source
+
+    def _do(self, phase, function, jobs):
+        """Does those of the jobs whose file at `path` an earlier run did not write."""
+        there = set(storage.listing(self._work)) if jobs else set()
+        missing = [job for job in jobs if job.path.rsplit("/", 1)[-1] not in there]
+        done = len(jobs) - len(missing)
+        if jobs:
+            self._progress(phase, done, len(jobs), "parts", 0)
+        for _ in self._workers.run(function, missing):
+            done += 1
+            self._progress(phase, done, len(jobs), "parts", 0)
+
+    def find_near_duplicates(self, assignment, source, bands):
+        """Finds the near-duplicates among the documents; returns what their hashes are read from."""
+        name = f"{assignment.held_out_below:016x}"
+        jobs = [
+            near_duplicates.PartitionJob(
+                section=assignment.num_shards + number,
+                source=source,
+                least_equal=bands.least_equal,
+                assignment=assignment,
+                path=self._work_path(f"near-duplicates-{name}-{number:06d}.spill"),
+            )
+            for number in range(bands.num_partitions)
+        ]
+        self._do("finding near-duplicates", near_duplicates.find_near_duplicates, jobs)
+        return self.merge("near-duplicates", assignment, [job.path for job in jobs])
+
+    def make_shards(self, vocabulary, row_format, assignment, source, dropped, information, record):
         """Makes all shards from the spills; returns the manifest."""
         settings = self._settings
         decisive = {name: value for name, value in record["settings"].items() if name not in ("inputs", "vocabulary")}
@@ -383,8 +507,11 @@ class _Run:
             for split, count in counts.items()
             for number in range(count)
         ]
-        jobs = [self._shard_job(number, name, fingerprint, paths, row_format) for number, name in enumerate(names)]
-        results = [self._finished_shard(job) for job in jobs]
+        jobs = [
+            self._shard_job(number, name, fingerprint, source, dropped, row_format) for number, name in enumerate(names)
+        ]
+        there = {*storage.listing(self._work), *storage.listing(self._output)}
+        results = [self._finished_shard(job) if {job.name, f"{job.name}.json"} <= there else None for job in jobs]
         missing = [place for place, found in enumerate(results) if found is None]
         done = len(jobs) - len(missing)
         tokens = sum(each["row_tokens"] for each in results if each is not None)
@@ -407,10 +534,10 @@ class _Run:
             lower_case=settings.lower_case,
             compression="GZIP" if settings.compress else None,
             splits={"train": tuple(shards[:train]), "held_out": tuple(shards[train:])},
-            summary=_summary(information, results, train, row_format.sequence_length),
+            summary=_summary(settings, information, results, train, row_format.sequence_length),
         )
 
-    def _shard_job(self, number, name, fingerprint, paths, row_format):
+    def _shard_job(self, number, name, fingerprint, source, dropped, row_format):
         settings = self._settings
         salt = hashlib.sha256(f"{fingerprint} {name}".encode()).digest()
         return preparation_work.ShardJob(
@@ -418,7 +545,8 @@ class _Run:
             name=name,
             folder=self._output,
             result=self._work_path(f"{name}.json"),
-            spill_paths=paths,
+            source=source,
+            near_duplicates=dropped,
             vocabulary=storage.join(self._output, VOCABULARY_NAME),
             row_format=row_format,
             packing_mode=settings.packing,
@@ -431,22 +559,27 @@ class _Run:
         )
 
     def _finished_shard(self, job):
-        """The result of a shard that an earlier run finished, or None."""
-        path = storage.join(self._output, job.name)
-        if not storage.exists(job.result) or not storage.exists(path):
-            return None
+        """The result of a shard that an earlier run made, or None if it is another's or not whole."""
         result = storage.read_json(job.result)
-        whole = result["shard"]["salt"] == job.salt and result["shard"]["bytes"] == storage.size(path)
-        return result if whole else None
+        size = storage.size(storage.join(self._output, job.name))
+        return result if result["shard"]["salt"] == job.salt and result["shard"]["bytes"] == size else None
 
 
-def _summary(information, results, train_shards, sequence_length):
+def _dropped(information):
+    """How many documents the filters dropped, a dictionary from reason to number."""
+    total = collections.Counter()
+    for each in information:
+        total.update(each["dropped"])
+    return dict(sorted(total.items()))
+
+
+def _summary(settings, information, results, train_shards, sequence_length):
     """Numbers for people."""
     held_out = results[train_shards:]
     rows = sum(each["rows"] for each in results)
     tokens = sum(each["tokens"] for each in information)
     places = max(1, rows * sequence_length)
-    return {
+    summary = {
         "documents": sum(each["documents"] for each in results),
         "duplicate_documents": sum(each["duplicates"] for each in results),
         "text_bytes": sum(each["text_bytes"] for each in information),
@@ -457,3 +590,8 @@ def _summary(information, results, train_shards, sequence_length):
         "held_out_documents": sum(each["documents"] for each in held_out),
         "held_out_rows": sum(each["rows"] for each in held_out),
     }
+    if settings.filters().active:
+        summary["filtered_documents"] = _dropped(information)
+    if settings.near_duplicates is not None:
+        summary["near_duplicate_documents"] = sum(each["near_duplicates"] for each in results)
+    return summary

@@ -7,6 +7,7 @@ import rich.progress
 import rich.table
 
 from trainer.amounts import duration
+from trainer.data.filters import REASONS
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 
@@ -89,6 +90,10 @@ def summary_table(folder, manifest):
 
     duplicates = summary.get("duplicate_documents", 0)
     add("documents", f"{summary['documents']:,}" + (f" ({duplicates:,} duplicates left out)" if duplicates else ""))
+    for reason, count in summary.get("filtered_documents", {}).items():
+        add("left out", f"{count:,} {REASONS[reason]}")
+    if "near_duplicate_documents" in summary:
+        add("left out", f"{summary['near_duplicate_documents']:,} near-duplicates")
     add("text", _amount(summary["text_bytes"], "bytes"))
     add("tokens", f"{summary['tokens']:,}")
     add("vocabulary", f"{manifest.vocabulary_size:,} pieces, {'uncased' if manifest.lower_case else 'cased'}")
@@ -109,5 +114,7 @@ def summary_table(folder, manifest):
 
 
 def _people(summary):
+    if "runner" in summary:
+        return f"Beam, {summary['runner']}"
     workers = summary["workers"]
     return "in one process" if workers < 2 else f"{workers} workers"

@@ -13,7 +13,9 @@ import numpy as np
 from trainer import storage
 from trainer.data import packing, python_docs, spills
 from trainer.data.documents import ReadingOptions, Unit, read_documents
+from trainer.data.filters import DocumentFilters
 from trainer.data.manifests import Shard
+from trainer.data.near_duplicates import Bands, dropped_documents
 from trainer.data.records import RowFormat, encode_rows, frame_records
 from trainer.data.tokenization import Normaliser, Tokenizer
 from trainer.data.vocabulary import load_vocabulary
@@ -21,6 +23,7 @@ from trainer.data.vocabulary import load_vocabulary
 _BATCH_CHARACTERS = 1 << 18  # of text tokenized at once: enough to make the cost of a call vanish
 _MOST_WORDS_OF_A_UNIT = 300_000
 _SPILL_TOKENS = 1 << 25  # held in memory; a unit with more (a large gzipped file) gets several spills
+_SPILL_ENTRY_BYTES = 1 << 26  # the same for the entries by which near-duplicates are found
 _ROWS_AT_ONCE = 16384
 # The end of a sentence: a mark, perhaps a closing quote or bracket, then white space and what may begin a sentence; or
 # a full-width mark, which no space follows. It begins with a set of characters, which the search finds quickly.
@@ -55,12 +58,14 @@ class CountingJob:
         options: `ReadingOptions`.
         lower_case: see `Tokenizer`.
         most_characters: of text to read; a gzipped file may hold far more.
+        filters: `DocumentFilters`.
     """
 
     unit: Unit
     options: ReadingOptions
     lower_case: bool
     most_characters: int
+    filters: DocumentFilters = dataclasses.field(default_factory=DocumentFilters)
 
 
 def count_words(job):
@@ -73,7 +78,7 @@ def count_words(job):
         Dictionary from normalised word to count; of very many words, the most frequent.
     """
     counts, normaliser, batch, size, read = collections.Counter(), Normaliser(job.lower_case), [], 0, 0
-    for lines in read_documents(job.unit, job.options):
+    for lines in _kept_documents(job, collections.Counter()):
         batch += lines
         size += sum(map(len, lines))
         if size >= _BATCH_CHARACTERS:
@@ -85,6 +90,16 @@ def count_words(job):
     if len(counts) > _MOST_WORDS_OF_A_UNIT:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_WORDS_OF_A_UNIT])
     return dict(counts)
+
+
+def _kept_documents(job, dropped):
+    """Yields the documents of a job's unit that its filters keep; counts the others by reason in `dropped`."""
+    for lines in read_documents(job.unit, job.options):
+        reason = job.filters.reason_to_drop(lines) if job.filters.active else None
+        if reason is None:
+            yield lines
+        else:
+            dropped[reason] += 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +115,11 @@ class Assignment:
     held_out_below: int
     train_shards: int
     held_out_shards: int
+
+    @property
+    def num_shards(self):
+        """Number of all shards."""
+        return self.train_shards + self.held_out_shards
 
     def shard(self, document_hash):
         """Returns the number of the shard."""
@@ -117,6 +137,8 @@ class TokenizingJob:
     Args:
         unit: `Unit`.
         options: `ReadingOptions`.
+        filters: `DocumentFilters`.
+        bands: `near_duplicates.Bands`; None where near-duplicates are kept.
         vocabulary: path of the vocabulary.
         lower_case: see `Tokenizer`.
         sentences: whether sentences are needed.
@@ -127,6 +149,8 @@ class TokenizingJob:
 
     unit: Unit
     options: ReadingOptions
+    filters: DocumentFilters
+    bands: Bands | None
     vocabulary: str
     lower_case: bool
     sentences: bool
@@ -136,10 +160,68 @@ class TokenizingJob:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(vocabulary, sha256, lower_case):
-    """The tokenizer of this process; the hash belongs to the key because the file may be another by now."""
-    del sha256
-    return Tokenizer(load_vocabulary(vocabulary), lower_case)
+def _vocabulary_of(path, checksum):
+    """The vocabulary of this process; the checksum belongs to the key because the file may be another by now."""
+    del checksum
+    return load_vocabulary(path)
+
+
+def _vocabulary(path):
+    return _vocabulary_of(path, storage.file_checksum(path))
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(vocabulary, lower_case):
+    """The tokenizer of this process."""
+    return Tokenizer(vocabulary, lower_case)
+
+
+class _UnitSpills:
+    """The spills of a unit that is being tokenized; written part by part where it is too large for memory.
+
+    Args:
+        job: `TokenizingJob`.
+    """
+
+    def __init__(self, job):
+        self._job, self.parts = job, 0
+        self._clear()
+
+    def _clear(self):
+        self._sections = [spills.SectionBuilder() for _ in range(self._job.assignment.num_shards)]
+        self._entries = [[] for _ in range(self._job.bands.num_partitions)] if self._job.bands else []
+        self._tokens, self._entry_bytes = 0, 0
+
+    def add(self, shard, document_hash, sentence_lengths, token_ids):
+        """Adds a document."""
+        self._sections[shard].add(document_hash, sentence_lengths, token_ids)
+
+    def end_batch(self, hashes, lengths, token_ids):
+        """Adds what finds near-duplicates of a batch of documents, and writes a part if enough is held in memory.
+
+        Args:
+            hashes, lengths: lists of the hash and the number of tokens of each document, none 0.
+            token_ids: of all of them.
+        """
+        self._tokens += len(token_ids)
+        if self._job.bands and hashes:
+            for of_partition, entries in zip(
+                self._entries, self._job.bands.entries(hashes, token_ids, lengths), strict=True
+            ):
+                of_partition.append(entries.tobytes())
+                self._entry_bytes += entries.nbytes
+        if self._tokens >= _SPILL_TOKENS or self._entry_bytes >= _SPILL_ENTRY_BYTES:
+            self._write(spills.part_path(self._job.spill, self.parts), {})
+            self._clear()
+            self.parts += 1
+
+    def finish(self, information):
+        """Writes the last spill, with the information."""
+        self._write(self._job.spill, information)
+
+    def _write(self, path, information):
+        sections = [section.content(self._job.id_bytes) for section in self._sections]
+        spills.write_spill(path, sections + [b"".join(each) for each in self._entries], information)
 
 
 def tokenize_unit(job):
@@ -150,23 +232,15 @@ def tokenize_unit(job):
 
     Returns:
         The information in the spill: `documents`, `tokens`, `unknown_tokens`, `text_bytes`, `held_out_documents`,
-        `smallest_hash` (first 64 bits), `documents_sha256` (of all document hashes) and `parts` (spills before it).
+        `dropped` (by the filters, a dictionary from reason to number), `smallest_hash` (first 64 bits),
+        `documents_sha256` (of all document hashes) and `parts` (spills before it).
     """
-    tokenizer = _tokenizer(job.vocabulary, load_vocabulary(job.vocabulary).sha256, job.lower_case)
-    num_shards, parts, held_tokens = job.assignment.train_shards + job.assignment.held_out_shards, 0, 0
-
-    def empty_sections():
-        return [spills.SectionBuilder() for _ in range(num_shards)]
-
-    def write(path, information):
-        spills.write_spill(path, [section.content(job.id_bytes) for section in sections], information)
-
-    sections = empty_sections()
+    tokenizer = _tokenizer(_vocabulary(job.vocabulary), job.lower_case)
     totals = {"documents": 0, "tokens": 0, "unknown_tokens": 0, "text_bytes": 0, "held_out_documents": 0}
-    smallest, digest = None, hashlib.sha256()
-    for hashes, lengths, sentences, ids in _tokenized_batches(job, tokenizer, totals):
+    spill, dropped, smallest, digest = _UnitSpills(job), collections.Counter(), None, hashlib.sha256()
+    for hashes, lengths, sentences, ids in _tokenized_batches(job, tokenizer, totals, dropped):
         totals["unknown_tokens"] += int(np.count_nonzero(ids == tokenizer.vocabulary.unknown_id))
-        sentence, token = 0, 0
+        sentence, token, kept, kept_lengths = 0, 0, [], []
         for document_hash, count in zip(hashes, sentences, strict=True):
             of_document = lengths[sentence : sentence + count]
             sentence += count
@@ -177,19 +251,23 @@ def tokenize_unit(job):
             if not job.sentences:
                 of_document = np.array([tokens])
             shard = job.assignment.shard(document_hash)
-            sections[shard].add(document_hash, of_document[of_document > 0], ids[begin:token])
+            spill.add(shard, document_hash, of_document[of_document > 0], ids[begin:token])
             upper = int.from_bytes(document_hash[:8], "big")
             smallest = upper if smallest is None else min(smallest, upper)
             totals["documents"] += 1
             totals["tokens"] += tokens
             totals["held_out_documents"] += shard >= job.assignment.train_shards
             digest.update(document_hash)
-        held_tokens += len(ids)
-        if held_tokens >= _SPILL_TOKENS:
-            write(spills.part_path(job.spill, parts), {})
-            sections, parts, held_tokens = empty_sections(), parts + 1, 0
-    information = totals | {"smallest_hash": smallest, "documents_sha256": digest.hexdigest(), "parts": parts}
-    write(job.spill, information)
+            kept.append(document_hash)
+            kept_lengths.append(tokens)
+        spill.end_batch(kept, kept_lengths, ids)
+    information = totals | {
+        "dropped": dict(dropped),
+        "smallest_hash": smallest,
+        "documents_sha256": digest.hexdigest(),
+        "parts": spill.parts,
+    }
+    spill.finish(information)
     return information
 
 
@@ -204,10 +282,10 @@ def split_sentences(line):
     return sentences
 
 
-def _tokenized_batches(job, tokenizer, totals):
+def _tokenized_batches(job, tokenizer, totals, dropped):
     """Yields documents, many at a time: hashes, tokens of each sentence, sentences of each document, token ids."""
     hashes, lines, counts, size = [], [], [], 0
-    for document in read_documents(job.unit, job.options):
+    for document in _kept_documents(job, dropped):
         text = "\n".join(document).encode("utf-8")
         totals["text_bytes"] += len(text)
         hashes.append(hashlib.blake2b(text, digest_size=spills.HASH_BYTES).digest())
@@ -234,7 +312,9 @@ class ShardJob:
         name: of its file.
         folder: where it goes.
         result: path of the JSON file that says that it is finished.
-        spill_paths: of all units, in order.
+        source: what the documents are read from, see `merging`.
+        near_duplicates: what is read of the spills that `near_duplicates.find_near_duplicates` wrote; None if it was not
+            asked to.
         vocabulary: path of the vocabulary.
         row_format: `RowFormat`.
         packing_mode: one of `packing.MODES`.
@@ -250,7 +330,8 @@ class ShardJob:
     name: str
     folder: str
     result: str
-    spill_paths: tuple
+    source: object
+    near_duplicates: object
     vocabulary: str
     row_format: RowFormat
     packing_mode: str
@@ -269,11 +350,11 @@ def make_shard(job):
         job: `ShardJob`.
 
     Returns:
-        Dictionary with `shard` (the fields of `manifests.Shard`) and the counts `documents`, `duplicates`, `tokens` (of
-        the documents), `row_tokens` (not padding) and `rows`.
+        Dictionary with `shard` (the fields of `manifests.Shard`) and the counts `documents`, `duplicates`,
+        `near_duplicates`, `tokens` (of the documents), `row_tokens` (not padding) and `rows`.
     """
-    documents, duplicates = _gather(job)
-    vocabulary = load_vocabulary(job.vocabulary)
+    documents, duplicates, near_duplicates = _gather(job)
+    vocabulary = _vocabulary(job.vocabulary)
     special = packing.SpecialIds(vocabulary.classification_id, vocabulary.separator_id, vocabulary.continues_word)
     length = job.row_format.sequence_length
     if job.packing_mode == "full_sentences":
@@ -293,6 +374,7 @@ def make_shard(job):
         "shard": dataclasses.asdict(Shard(job.name, len(rows), size, checksum, job.salt)),
         "documents": len(documents),
         "duplicates": duplicates,
+        "near_duplicates": near_duplicates,
         "tokens": len(documents.token_ids),
         "row_tokens": int(rows.num_tokens.sum()),
         "rows": len(rows),
@@ -302,27 +384,33 @@ def make_shard(job):
 
 
 def _gather(job):
-    """The documents of a shard from all spills, in their final order, and how many duplicates were left out."""
-    sections = []
-    for path in job.spill_paths:
-        section = spills.read_section(path, job.number, job.row_format.id_bytes)
-        if section is not None:
-            sections.append(section)
-    id_type = f"<u{job.row_format.id_bytes}"
-    if not sections:
-        none = np.zeros(0, np.int64)
-        return packing.Documents(none.astype(id_type), none, none), 0
-    hashes = np.concatenate([section.hashes for section in sections])
+    """The documents of a shard in their final order, and how many duplicates and near-duplicates were left out."""
+    sections = [spills.parse_section(content, job.row_format.id_bytes) for content in job.source.contents(job.number)]
+    hashes = np.concatenate([section.hashes for section in sections] or [np.zeros((0, spills.HASH_BYTES), np.uint8)])
     order = np.arange(len(hashes))
     if not job.keep_duplicates:
         _, first = np.unique(hashes.view("V16")[:, 0], return_index=True)
         order = np.sort(first)
+    duplicates = len(hashes) - len(order)
+    if job.near_duplicates is not None:
+        dropped = dropped_documents(job.near_duplicates, job.number)
+        order = order[np.array([hashes[place].tobytes() not in dropped for place in order], bool)]
+    near_duplicates = len(hashes) - len(order) - duplicates
+    if not len(order):
+        none = np.zeros(0, np.int64)
+        empty = packing.Documents(none.astype(f"<u{job.row_format.id_bytes}"), none, none)
+        return empty, duplicates, near_duplicates
     if job.shuffle:
         words = np.ascontiguousarray(hashes).view(np.uint64)
         factor = np.uint64(packing.Draws(job.seed, job.number).bits() | 1)
         with np.errstate(over="ignore"):
             mixed = (words[:, 0] ^ (words[:, 1] >> np.uint64(7))) * factor
         order = order[np.lexsort((words[order, 1], words[order, 0], mixed[order]))]
+    return _documents_in_order(sections, order), duplicates, near_duplicates
+
+
+def _documents_in_order(sections, order):
+    """The documents of sections as `packing.Documents`, those at the places `order` among all of them."""
     token_ids, sentence_lengths, document_sentences = [], [], []
     for section in sections:
         ends = np.cumsum(section.document_sentences)
@@ -331,12 +419,11 @@ def _gather(job):
         sentence_lengths += np.split(section.sentence_lengths, ends[:-1])
         document_sentences.append(section.document_sentences)
     chosen = order.tolist()
-    documents = packing.Documents(
+    return packing.Documents(
         token_ids=np.concatenate([token_ids[place] for place in chosen]),
         sentence_lengths=np.concatenate([sentence_lengths[place] for place in chosen]).astype(np.int64),
         document_sentences=np.concatenate(document_sentences)[order].astype(np.int64),
     )
-    return documents, len(hashes) - len(order)
 
 
 class _Measured:

@@ -5,9 +5,12 @@ A spill lies in the work folder until its documents are in shards. Layout, littl
 holds the numbers of documents, sentences and tokens (3 x uint64), a hash of each document (16 bytes), sentences of each
 document (uint32), tokens of each sentence (uint32), and the token ids.
 
+Where near-duplicates are looked for, sections of entries follow, one a partition (see `near_duplicates`).
+
 A unit that is too large to be held in memory has several spills: parts, and a last one that says how many there are.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import struct
@@ -21,6 +24,7 @@ from trainer.errors import StorageFailed
 
 HASH_BYTES = 16
 _ENTRY = struct.Struct("<QQQ")
+_READERS = 16  # threads; they wait for storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,32 +110,65 @@ def read_information(path):
         return None
 
 
-def read_section(path, number, id_bytes):
-    """Reads a section of a spill.
+def read_information_of_all(folder, paths):
+    """Returns the information of each of many spills, which all lie in a folder; None for those that are not there.
+
+    Args:
+        folder: their folder, listed once, as asking a remote storage for every file would take minutes.
+        paths: list of paths.
+    """
+    there = set(storage.listing(folder))
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+        return list(
+            readers.map(lambda path: read_information(path) if path.rsplit("/", 1)[-1] in there else None, paths)
+        )
+
+
+def read_contents(path, first, count):
+    """Reads the bytes of sections that follow each other in a spill.
 
     Args:
         path: the spill.
-        number: the section's place.
-        id_bytes: bytes of a token id.
+        first, count: the place of the first section and the number of them.
 
     Returns:
-        `Section`, or None if it is empty.
+        List of the bytes of each.
 
     Raises:
-        StorageFailed: if the bytes are not those that were written.
+        StorageFailed: if they are not those that were written.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            file.seek(number * _ENTRY.size)
-            offset, length, checksum = _ENTRY.unpack(file.read(_ENTRY.size))
+            file.seek(first * _ENTRY.size)
+            table = list(_ENTRY.iter_unpack(file.read(count * _ENTRY.size)))
+            start, length = table[0][0], sum(entry[1] for entry in table)
             if not length:
-                return None
-            file.seek(offset)
-            content = file.read(length)
-    except (tf.errors.OpError, struct.error) as error:
+                return [b""] * count
+            file.seek(start)
+            content = memoryview(file.read(length))
+    except (tf.errors.OpError, struct.error, IndexError) as error:
         raise StorageFailed(f"cannot read {path}: {error}") from error
-    if len(content) != length or google_crc32c.value(content) != checksum:
-        raise StorageFailed(f"{path} is damaged at byte {offset:,}. Delete it and run the same command again.")
+    sections = []
+    for offset, length, checksum in table:
+        section = bytes(content[offset - start : offset - start + length])
+        if len(section) != length or google_crc32c.value(section) != checksum:
+            raise StorageFailed(f"{path} is damaged at byte {offset:,}. Delete it and run the same command again.")
+        sections.append(section)
+    return sections
+
+
+def read_content(path, number):
+    """Reads the bytes of one section of a spill, see `read_contents`."""
+    return read_contents(path, number, 1)[0]
+
+
+def parse_section(content, id_bytes):
+    """Returns the `Section` that the bytes of a section hold.
+
+    Args:
+        content: bytes, not empty.
+        id_bytes: bytes of a token id.
+    """
     documents, sentences, tokens = struct.unpack_from("<QQQ", content)
     place = 24
     hashes = np.frombuffer(content, np.uint8, documents * HASH_BYTES, place).reshape(documents, HASH_BYTES)

@@ -25,6 +25,8 @@ class Workers:
         count: number of processes, or 0.
     """
 
+    on_this_machine = True  # and see its files
+
     def __init__(self, count):
         self.count = count
         self._pool = None
@@ -40,6 +42,11 @@ class Workers:
                 process.terminate()
             for process in processes:
                 process.join()
+
+    @property
+    def description(self):
+        """What the summary of the work says of them."""
+        return {"workers": self.count}
 
     def run(self, function, jobs):
         """Runs `function(job)` for every job and yields (job's place, result) in the order in which they finish.
