@@ -30,6 +30,9 @@ FREE_PARAMETERS = (
     "run.compile_step",
     "run.log_every",
     "run.eval_every",
+    "run.best_metric",
+    "run.best_metric_goal",
+    "run.early_stopping_patience",
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.keep_checkpoint_every",
@@ -311,7 +314,7 @@ def assemble(run, config, cluster, directory, report=print, *, examples=True):
         cluster: `Cluster`.
         directory: `RunDirectory`.
         report: callable that shows one line to a person.
-        examples: whether examples will be read; a trained model may answer without.
+        examples: whether examples will be read; a trained model may answer without; `held_out` for those alone.
 
     Returns:
         `Assembly`.
