@@ -142,7 +142,7 @@ class BeamWorkers:
         if not jobs:
             return
         content = pickle.dumps((function, jobs))
-        folder = storage.join(self._folder, hashlib.sha256(content).hexdigest()[:16])
+        folder = storage.join(self._folder, hashlib.sha256(content).hexdigest())
         storage.remove(folder)
         storage.make_folder(folder)
         storage.write_bytes(storage.join(folder, _JOBS_NAME), content)
@@ -206,7 +206,7 @@ def do_job(place, folder):
         folder: where the list is.
     """
     _start_process()
-    function, jobs = _jobs(storage.join(folder, _JOBS_NAME))
+    function, jobs = _jobs(folder)
     outcome = storage.join(folder, f"{place:08d}.json")
     try:
         storage.write_json(outcome, {"result": function(jobs[place])})
@@ -235,9 +235,15 @@ def _start_process():
 
 
 @functools.lru_cache(maxsize=1)
-def _jobs(path):
-    """The list of jobs, read once by each process."""
-    return pickle.loads(storage.read_bytes(path))
+def _jobs(folder):
+    """The list of jobs, read once by each process.
+
+    Beam carries the name of the folder, which is the hash of the list: what another hand put there is not unpickled.
+    """
+    content = storage.read_bytes(storage.join(folder, _JOBS_NAME))
+    if hashlib.sha256(content).hexdigest() != os.path.basename(folder):
+        raise StorageFailed(f"{folder}/{_JOBS_NAME} is not what this preparation wrote: run the same command again")
+    return pickle.loads(content)
 
 
 def _has_ended(running):
