@@ -35,6 +35,9 @@ def parser():
     result.add_argument(
         "--architecture", metavar="NAME", help="type of model to write, such as bert; as it fits if not given"
     )
+    result.add_argument(
+        "--allow_unused", metavar="REGEX", action="append", default=[], help="unknown tensors that may be left out"
+    )
     result.add_argument("--all", action="store_true", help="show every tensor, and where it comes from")
     vocabulary = result.add_argument_group("vocabulary (the output bias follows)")
     vocabulary.add_argument(
@@ -90,8 +93,11 @@ def _changed(source, options, report):
     elif tokens:
         kept = _json_list(options.keep_tokens) if options.keep_tokens else None
         compounds = _json_list(options.compound_tokens) if options.compound_tokens else ()
-        source = surgery.keep_tokens(source, kept, compounds)
+        files, source = source.description.tokenizer_files, surgery.keep_tokens(source, kept, compounds)
         report(f"vocabulary: {source.description.vocabulary_size:,} tokens, {len(compounds):,} of them compound")
+        if files and not source.description.tokenizer_files:
+            names = ", ".join(path.rpartition("/")[2] for path in files)
+            report(f"  left out, its ids are others now: the tokenizer ({names})")
     elif options.vocabulary_size is not None:
         source = surgery.grow_vocabulary(source, options.vocabulary_size, options.seed)
         report(f"vocabulary: {source.description.vocabulary_size:,} tokens")
@@ -144,7 +150,7 @@ def main(arguments):
     source = _changed(open_weights(options.weights, options.config), options, report)
     _describe(source, report, options.all)
     if options.output:
-        left_out = write_weights(source, options.output, options.to, options.architecture)
+        left_out = write_weights(source, options.output, options.to, options.architecture, options.allow_unused)
         report(f"written to {options.output} as {options.to}")
         if left_out:
             report(f"  left out, the format has no place for them: {', '.join(left_out)}")

@@ -372,3 +372,34 @@ def test_segments_documents_and_conditions_are_inputs_of_a_functional_model():
     rows = (IDS, REAL.astype(np.int32), REAL.astype(np.int32))
     expected = numbers(encoder(*rows, condition=given @ kernel))
     np.testing.assert_allclose(model.predict([*rows, given], verbose=0), expected, atol=1e-5)
+
+
+def dynamic_model(positions, jit_compile):
+    """A model over rows of a length that is not known before, with 16 learned positions."""
+    model = model_on(lambda hidden: hidden, changed(positions=positions, hidden_size=12, num_heads=3))
+    model.compile(jit_compile=jit_compile)
+    return model
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_positions_that_are_computed_reach_as_far_as_rows_do(positions, jit_compile):
+    model = dynamic_model(positions, jit_compile)
+    for length in (8, 12, 24, 300):
+        ids = np.random.default_rng(length).integers(1, VOCABULARY, (2, length)).astype(np.int32)
+        np.testing.assert_allclose(model.predict(ids, verbose=0), np.asarray(model(ids)), atol=2e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_beyond_the_learned_positions_there_is_an_error_or_no_number(jit_compile):
+    model = dynamic_model("learned", jit_compile)
+    ids = np.random.default_rng(0).integers(1, VOCABULARY, (2, 24)).astype(np.int32)
+    for length in (8, 16):
+        np.testing.assert_allclose(
+            model.predict(ids[:, :length], verbose=0), np.asarray(model(ids[:, :length])), atol=2e-5
+        )
+    if jit_compile:  # in which nothing can be raised
+        assert np.isnan(model.predict(ids, verbose=0)).all()
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"indices\[0,16\] = 16 is not in \[0, 16\)"):
+            model.predict(ids, verbose=0)

@@ -63,6 +63,33 @@ def test_what_is_unknown_or_says_nothing_is_told(weights, capsys):
     assert "1 others say nothing about the model" in printed
 
 
+def test_what_is_unknown_is_left_out_only_if_it_is_allowed_by_name(weights, tmp_path, capsys):
+    from safetensors.numpy import load_file, save_file
+
+    tensors, more = load_file(weights / "model.safetensors"), {"qa_outputs.weight": np.zeros((2, 16), np.float32)}
+    save_file(tensors | more, weights / "model.safetensors")
+    convert = [weights, tmp_path / "out", "--to", "tensorflow1"]
+    assert exit_code(*convert) == 2
+    told = capsys.readouterr()
+    assert "qa_outputs.weight is unknown" in told.err and "--allow_unused REGEX" in told.err
+    assert "written" not in told.out and not (tmp_path / "out").exists()
+    assert exit_code(*convert, "--allow_unused", "^qa_outputs") == 0
+    assert "written to" in capsys.readouterr().out
+    assert set(open_weights(str(tmp_path / "out")).names) == set(small_source().names)
+
+
+def test_a_tokenizer_whose_ids_no_longer_hold_is_left_out_and_that_is_told(weights, tmp_path, capsys):
+    (weights / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
+    (tmp_path / "keep.json").write_text("[0, 1, 2, 3, 4, 6, 5]")
+    assert exit_code(weights, tmp_path / "out", "--to", "hugging_face", "--keep_tokens", tmp_path / "keep.json") == 0
+    printed = capsys.readouterr().out
+    assert "left out, its ids are others now: the tokenizer (tokenizer_config.json, vocab.txt)" in printed
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert exit_code(weights, tmp_path / "grown", "--to", "hugging_face", "--vocabulary_size", 20) == 0
+    assert "left out" not in capsys.readouterr().out
+    assert (tmp_path / "grown" / "vocab.txt").read_bytes() == (weights / "vocab.txt").read_bytes()
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_weights_are_converted_to_every_format_and_back(weights, tmp_path, capsys, kind):
     assert exit_code(weights, tmp_path / "out", "--to", kind) == 0

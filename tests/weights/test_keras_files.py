@@ -111,18 +111,24 @@ def test_programs_inside_a_keras_file_do_not_run(tmp_path):
         open_weights(str(tmp_path / "lambda.keras"))
 
 
-def test_a_model_that_is_not_whole_is_not_written(tmp_path):
-    source = small_source()
-    del source.entries["encoder/layer_1/output/bias"]
-    with pytest.raises(InputError, match="lacks encoder/layer_1/output/bias: the model would not be whole"):
-        write_weights(source, str(tmp_path / "out"), "keras")
-    assert not (tmp_path / "out").exists()
+def tower(name, seed, encoder="encoder"):
+    """A model of its own with an encoder in it, as one of two towers."""
+    ids = keras.Input((None,), dtype="int32")
+    return keras.Model(ids, MaskedMeanPooling()(Encoder(CONFIG, len(PIECES), seed=seed, name=encoder)(ids)), name=name)
 
 
-def test_numbers_that_do_not_fit_the_description_are_refused(tmp_path):
-    source = small_source()
-    name = "encoder/layer_1/output/bias"
-    source.tensors.arrays[name] = np.zeros(17, np.float32)
-    source.tensors.shapes[name] = (17,)
-    with pytest.raises(InputError, match=r"layer_1/output/bias has shape \(17,\) where its model has \(16,\)"):
-        write_weights(source, str(tmp_path / "out"), "keras")
+def test_two_encoders_of_one_name_in_nested_models_are_two(tmp_path):
+    inputs = [keras.Input((None,), dtype="int32") for _ in range(2)]
+    vectors = [tower(name, seed)(ids) for seed, (name, ids) in enumerate(zip(("query", "text"), inputs, strict=True))]
+    keras.Model(inputs, keras.layers.Dot(1)(vectors)).save(tmp_path / "towers.keras")
+    with pytest.raises(InputError, match="has 2 encoders of this library in it"):
+        open_weights(str(tmp_path / "towers.keras"))
+
+
+def test_two_heads_of_one_name_are_refused(tmp_path):
+    ids, vector = keras.Input((None,), dtype="int32"), keras.Input((16,))
+    heads = [keras.Model(vector, ClassifierHead(CONFIG, 2, seed=seed)(vector), name=f"of_{seed}") for seed in (1, 2)]
+    pooled = MaskedMeanPooling()(Encoder(CONFIG, len(PIECES))(ids))
+    keras.Model(ids, [head(pooled) for head in heads]).save(tmp_path / "heads.keras")
+    with pytest.raises(InputError, match="several heads called classifier: give them different names"):
+        open_weights(str(tmp_path / "heads.keras"))

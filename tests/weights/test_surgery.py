@@ -80,8 +80,13 @@ def test_logits_of_kept_tokens_are_the_same_numbers_as_before():
         ([0, 5], [[2]], "no token id 2: what is kept has 2 tokens"),
         ([0, 5], [[]], "is a list of ids"),
         ([0, 5], [([1, 0], [1.0])], "as many weights"),
-        ([0, 5, 6], [[1, 2], [1, 2]], "the compound token 'thecat' is in the vocabulary already"),
-        ([0, 5, 6], [[1]], "the compound token 'the' is in the vocabulary already"),
+        ([*range(7)], [[5, 6], [5, 6]], "the compound token 'thecat' is in the vocabulary already"),
+        ([*range(7)], [[5]], "the compound token 'the' is in the vocabulary already"),
+        ([*range(7)], [([5, 6], [1, -1])], "whose sum is not 0"),
+        ([*range(7)], [([5, 6], [0.1 + 0.2, -0.3])], "whose sum is not 0"),
+        ([*range(7)], [([5, 6], ["a", "b"])], "whose sum is not 0"),
+        ([*range(7)], [([5, 6], [[1, 2], [3, 4]])], "whose sum is not 0"),
+        ([0, 3, 5], (), r"must be kept; the list lacks \[UNK\] \(id 1\), \[CLS\] \(id 2\), \[MASK\] \(id 4\)"),
     ],
 )
 def test_impossible_tokens_are_refused(ids, compounds, message):
@@ -99,9 +104,35 @@ def test_tokens_without_names_are_kept_by_number():
     np.testing.assert_array_equal(changed.read(BIAS)[:3], small_source().read(BIAS)[[3, 0, 5]])
 
 
+def with_padding(source, padding_id):
+    encoder = dataclasses.replace(source.description.encoder, padding_id=padding_id)
+    return dataclasses.replace(source, description=dataclasses.replace(source.description, encoder=encoder))
+
+
+def test_padding_keeps_its_meaning():
+    source = with_padding(nameless(small_source()), 3)
+    assert keep_tokens(source, [5, 0, 3]).description.encoder.padding_id == 2
+    assert keep_tokens(source, None, [[5, 6]]).description.encoder.padding_id == 3
+    with pytest.raises(InputError, match=r"the token of id 3 must stay: it is padding \(encoder\.padding_id\)"):
+        keep_tokens(source, [5, 0])
+    old = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", *PIECES[4:])
+    changed, _ = change_vocabulary(with_padding(small_source(pieces=old), 3), NEW)
+    assert changed.description.encoder.padding_id == 0
+    np.testing.assert_array_equal(changed.read(WORDS)[0], small_source().read(WORDS)[3])
+
+
+def test_a_tokenizer_goes_only_where_its_ids_still_hold():
+    source = nameless(small_source())
+    description = dataclasses.replace(source.description, tokenizer_files=("bert/tokenizer.json",))
+    source = dataclasses.replace(source, description=description)
+    for changed in (keep_tokens(source, None, [[5, 6]]), keep_tokens(source, range(14)), grow_vocabulary(source, 20)):
+        assert changed.description.tokenizer_files == ("bert/tokenizer.json",)
+    assert keep_tokens(source, [0, 2, 1]).description.tokenizer_files == ()
+
+
 def test_rows_beyond_the_vocabulary_file_get_names():
-    changed = keep_tokens(nameless(small_source(), PIECES[:-2]), [0, 5, 13, 12])
-    assert changed.description.pieces == ("[PAD]", "the", "[unused1]", "[unused0]")
+    changed = keep_tokens(nameless(small_source(), PIECES[:-2]), [0, 1, 2, 3, 4, 5, 13, 12])
+    assert changed.description.pieces == (*PIECES[:6], "[unused1]", "[unused0]")
     grown = grow_vocabulary(nameless(small_source(), PIECES[:-2]), 16)
     assert grown.description.pieces == (*PIECES[:-2], "[unused0]", "[unused1]", "[unused2]", "[unused3]")
 
@@ -173,6 +204,8 @@ def test_whether_texts_are_lower_cased_is_told_from_the_new_vocabulary(pieces, l
 def test_a_vocabulary_is_needed_to_go_over_to_another():
     with pytest.raises(InputError, match="what its ids mean is not known"):
         change_vocabulary(nameless(small_source()), NEW)
+    with pytest.raises(InputError, match=r"the vocabulary of memory lacks \[UNK\]"):
+        change_vocabulary(nameless(small_source(), ("[PAD]", "<unk>", *PIECES[2:])), NEW)
 
 
 def test_a_vocabulary_grows_at_the_end():
@@ -241,6 +274,10 @@ def test_impossible_positions_are_refused():
         change_positions(small_source(), 40, "mirror")
     with pytest.raises(InputError, match="at least 1"):
         change_positions(small_source(), 0)
+    source = small_source()
+    longer = dataclasses.replace(source.description, encoder=dataclasses.replace(CONFIG, max_length=512))
+    with pytest.raises(InputError, match="has 20 positions where its configuration says 512"):
+        change_positions(dataclasses.replace(source, description=longer), 40)
     rotary = small_source(dataclasses.replace(CONFIG, positions="rotary"))
     with pytest.raises(InputError, match="has rotary positions, which need no extension"):
         change_positions(rotary, 40)

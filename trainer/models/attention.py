@@ -80,8 +80,21 @@ def rotary_angles(length, head_size, base):
     Returns:
         `[length, head_size / 2]` float64 NumPy array.
     """
-    frequencies = base ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
-    return np.arange(length, dtype=np.float64)[:, None] * frequencies
+    return np.arange(length, dtype=np.float64)[:, None] * _rotary_frequencies(head_size, base)
+
+
+def _rotary_frequencies(head_size, base):
+    return base ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+
+
+def _rotary_tables(length, head_size, base):
+    """Returns cosine and sine of `rotary_angles`, float32 tensors; `length` may be a scalar tensor."""
+    if isinstance(length, int):
+        angles = rotary_angles(length, head_size, base)
+        return tuple(ops.convert_to_tensor(function(angles).astype(np.float32)) for function in (np.cos, np.sin))
+    places = ops.arange(length, dtype="float32")
+    angles = places[:, None] * _rotary_frequencies(head_size, base).astype(np.float32)
+    return ops.cos(angles), ops.sin(angles)
 
 
 def turn(x, cosine, sine):
@@ -130,10 +143,7 @@ class Places:
             layer: number of the layer; local ones may have another rotary base.
         """
         if config.positions == "rotary":
-            most = length if isinstance(length, int) else config.longest_row
-            angles = rotary_angles(most, config.head_size, config.rotary_base_of(layer))
-            tables = [ops.convert_to_tensor(function(angles).astype(np.float32)) for function in (np.cos, np.sin)]
-            return cls(*(table[:length] for table in tables))
+            return cls(*_rotary_tables(length, config.head_size, config.rotary_base_of(layer)))
         if config.positions == "relative":
             most = config.max_relative_distance
             table = ops.convert_to_tensor(sinusoidal_vectors(2 * most + 1, config.head_size))

@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+import numpy as np
 from keras import ops
 
 from trainer import randomness
@@ -76,6 +77,10 @@ class Embeddings(keras.layers.Layer):
             x = x + ops.cast(embedding_offset, x.dtype)
         if self.position_embeddings is not None:
             x = x + self._position_vectors(document_ids)
+            length = length_of(token_ids)
+            if not isinstance(length, int):
+                # Some devices look up what is beyond a table without an error: nobody shall take that for an answer.
+                x = ops.where(length > self.config.longest_row, np.nan, x)
         if self.type_embeddings is not None:
             one = self.config.type_vocabulary_size == 1  # RoBERTa: all tokens are of it, whatever rows say
             x = x + self.type_embeddings(ops.zeros_like(segment_ids) if one else segment_ids)
@@ -185,7 +190,11 @@ class Encoder(keras.layers.Layer):
             training: whether, without keys, dropout draws from a generator, as Keras does in `fit`.
 
         Returns:
-            `[batch, length, hidden]` in the compute dtype, or `[batch, positions, hidden]` with `positions`.
+            `[batch, length, hidden]` in the compute dtype, or `[batch, positions, hidden]` with `positions`. NaN where a row
+            goes beyond learned positions and its length was not known when the program was compiled.
+
+        Raises:
+            ValueError: if rows are longer than `longest_row` of an architecture with learned positions.
         """
         config = self.config
         length = length_of(token_ids)

@@ -3,7 +3,7 @@
 from trainer.errors import InputError
 from trainer.optimizers.optimizer import check_patterns, matching
 from trainer.training import checkpoint_content
-from trainer.weights.loading import check_architecture, check_same_vocabulary, load_weights
+from trainer.weights.loading import check_architecture, check_heads, check_same_vocabulary, load_weights
 from trainer.weights.opening import open_weights
 
 
@@ -57,7 +57,8 @@ def load_initial_weights(path, state, description, reinitialize=(), allow_missin
         `trainer.weights.loading.Report`.
 
     Raises:
-        InputError: if there are no such weights, or they are damaged, or of another model or vocabulary.
+        InputError: if there are no such weights, or they are damaged, of another model or vocabulary, or their heads were
+            trained for something else.
     """
     names = names_to_load(state.all_parameters, reinitialize)
     source = open_weights(path)
@@ -68,4 +69,5 @@ def load_initial_weights(path, state, description, reinitialize=(), allow_missin
     ours = {name: name.partition("/")[2] for name in weights}
     variables = {ours[name]: weights[name] for name in weights if name in names}
     kept = {ours[name] for name in weights if name not in names}
+    check_heads(source, description, variables.keys() & {*source.names})
     return load_weights(source, variables, kept=kept, allow_missing=allow_missing, allow_unused=allow_unused)

@@ -23,7 +23,7 @@ class ModelDescription:
         labels: names of the classes of a classifier.
         objective: what a classifier was trained for: `single_label`, `multi_label` or `regression`; None without one.
         pooling: of a classifier, see `trainer.models.heads.Pooler`; None without one.
-        tokenizer_files: paths of the files of a tokenizer that is not BERT's; they travel along.
+        tokenizer_files: paths of the files of a tokenizer that is not BERT's; they travel along. Empty if there are pieces.
     """
 
     encoder: EncoderConfig
@@ -45,9 +45,15 @@ class ModelDescription:
             "labels": list(self.labels),
             "objective": self.objective,
             "pooling": self.pooling,
+            "word_pieces": self.pieces is not None,
         }
         write_vocabulary(self, folder)
         storage.write_json(storage.join(folder, FILE_NAME), content)
+
+
+def nameless_labels(count):
+    """Returns what so many classes are called that nobody gave a name."""
+    return tuple(f"LABEL_{number}" for number in range(count))
 
 
 def differing_fields(ours, theirs, free=()):
@@ -99,6 +105,6 @@ def load_description(folder):
         fields = {name: content[name] for name in names} | {"labels": tuple(content["labels"])}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
-    pieces = read_pieces(storage.join(folder, VOCABULARY_NAME))
-    files = other_tokenizer_files(folder)
+    pieces = read_pieces(storage.join(folder, VOCABULARY_NAME)) if content.get("word_pieces", True) else None
+    files = other_tokenizer_files(folder) if pieces is None else ()
     return ModelDescription(encoder=encoder, pieces=pieces, tokenizer_files=files, **fields)

@@ -8,7 +8,7 @@ from trainer.data.vocabulary import CLASSIFICATION, SEPARATOR
 from trainer.errors import InputError
 from trainer.models.architecture import EncoderConfig
 from trainer.models.attention import rotary_angles
-from trainer.weights.description import differing_fields
+from trainer.weights.description import differing_fields, nameless_labels
 from trainer.weights.entries import NameScheme
 
 # Classifiers with a dense layer of their own.
@@ -168,11 +168,70 @@ def scheme_of(config):
 
 def model_type_of(config):
     """Returns the key into `SCHEMES` for a `config.json`, a dict."""
-    name = config.get("model_type", "bert")
-    name = _ALIASES.get(name, name)
-    if name not in SCHEMES:
+    name = config.get("model_type")
+    if not isinstance(name, str) or _ALIASES.get(name, name) not in SCHEMES:
         raise InputError(f"models of the type {name!r} are not known here; known are {', '.join(sorted(SCHEMES))}")
-    return name
+    return _ALIASES.get(name, name)
+
+
+def with_model_type(config, names):
+    """Returns a `config.json` with its `model_type`; where it has none, classes or the names of tensors must tell.
+
+    Args:
+        config: the file's content, a dict.
+        names: of the tensors.
+
+    Raises:
+        InputError: if nothing tells.
+    """
+    if config.get("model_type") is not None:
+        return config
+    stems = {stem: kind for kind, stem in _CLASS_STEMS.items()} | {"XLMRoberta": "roberta", "Camembert": "roberta"}
+    classes = _architectures(config)
+    told = {kind for stem, kind in stems.items() for name in classes if re.match(f"{stem}(Model|For)", name)}
+    told = told or {kind for kind, scheme in SCHEMES.items() if any(name.startswith(scheme.base) for name in names)}
+    if len(told) != 1:
+        raise InputError(
+            "config.json has no model_type, and neither its architectures nor the names of the tensors tell which model it "
+            f"is: add one of {', '.join(sorted(SCHEMES))}"
+        )
+    return config | {"model_type": told.pop()}
+
+
+def _architectures(config):
+    """Returns the names of the classes in a `config.json`, a dict; empty if there are none."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"architectures of config.json must be a list of names, not {names!r}")
+    return names
+
+
+def may_classify(config):
+    """Returns whether a layer called classifier may be that of texts, by a `config.json`, a dict.
+
+    Classifiers of tokens and of choices have one of the same name.
+    """
+    names = _architectures(config)
+    return not names or any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def check_token_head(kind, encoder, names):
+    """Raises InputError if a type's head predicts tokens by another activation than ours would.
+
+    Args:
+        kind: key into `SCHEMES`.
+        encoder: `EncoderConfig`.
+        names: our names of the tensors.
+    """
+    if (
+        kind == "roberta"
+        and encoder.activation != "gelu"
+        and any(name.startswith("masked_language_model/") for name in names)
+    ):
+        raise InputError(
+            f"RoBERTa's masked-language-model head computes by gelu even if the encoder has {encoder.activation}; ours does "
+            "not. The encoder alone can be taken from a file without lm_head"
+        )
 
 
 def taken(config, fields):
@@ -201,7 +260,7 @@ def classes(config, count):
     Raises:
         InputError: if there are other numbers of names and outputs.
     """
-    named = config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(count)}
+    named = config.get("id2label") or dict(zip(map(str, range(count)), nameless_labels(count), strict=True))
     if sorted(named) != sorted(map(str, range(count))):
         raise InputError(f"id2label of config.json names {', '.join(named)} for a classifier with {count} outputs")
     kinds = {"regression": "regression", "multi_label_classification": "multi_label"}
@@ -265,7 +324,7 @@ def _bert_like_config(kind, config):
         size = config.get("embedding_size", 128 if kind != "roformer" else None)
         fields["embedding_size"] = None if size == fields["hidden_size"] else size
     if kind == "electra":  # its classifiers and generators compute by that, whatever hidden_act is
-        _refuse(fields["activation"] != "gelu", f"hidden_act {config['hidden_act']!r} in ELECTRA")
+        _refuse(fields["activation"] != "gelu", f"hidden_act {config.get('hidden_act')!r} in ELECTRA")
     if kind in ("electra", "roformer"):
         fields["pooler_activation"] = fields["activation"]
     if kind == "albert":
@@ -407,6 +466,7 @@ def check_family(kind, description, names):
     free |= set() if "masked_language_model" in has else {"prediction_transform", "prediction_bias"}
     for name, (ours, theirs) in differing_fields(config, back, free).items():
         raise InputError(f"Hugging Face's {kind} has no encoder.{name} = {ours!r} (it would be {theirs!r})")
+    check_token_head(kind, config, names)
     classifies, pools = "classifier" in has, "pooler" in has
     if classifies and scheme.classifier is None:
         raise InputError(f"Hugging Face's {kind} classifies by another head than this model")

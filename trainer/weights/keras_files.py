@@ -43,7 +43,7 @@ class _Variables(Tensors):
 
 
 def open_keras(path):
-    """Opens the weights in a Keras file with one `Encoder` in it, whatever else the model is made of.
+    """Opens the weights in a Keras file with one `Encoder` in it, whatever else of Keras the model is made of.
 
     Args:
         path: of a `.keras` file, or of a `.weights.h5` file beside the `model.json` of the `EncoderWithHeads` it is of.
@@ -52,7 +52,7 @@ def open_keras(path):
         `WeightSource`.
 
     Raises:
-        InputError: if it is not there, damaged, or has no encoder of ours.
+        InputError: if it is not there, damaged, has no encoder of ours or several, or several heads of a name.
     """
     if not storage.exists(path):
         raise InputError(f"there is no file {path}")
@@ -62,14 +62,19 @@ def open_keras(path):
             local = os.path.join(folder, path.rpartition("/")[2])
             storage.copy_file(path, local)
         model = _load_whole(path, local) if path.endswith(".keras") else _load_weights(path, local)
-    parts = {layer.name: layer for layer in model._flatten_layers() if isinstance(layer, _PARTS)}
-    encoders = [layer for layer in parts.values() if isinstance(layer, Encoder)]
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, _PARTS)]
+    encoders = [layer for layer in layers if isinstance(layer, Encoder)]
     if len(encoders) != 1:
         raise InputError(
             f"{path} has {len(encoders)} encoders of this library in it; weights are taken from exactly one"
         )
     (encoder,) = encoders
-    parts.pop(encoder.name)
+    heads = [layer for layer in layers if layer is not encoder]
+    parts = {layer.name: layer for layer in heads}
+    if len(parts) != len(heads):
+        names = [layer.name for layer in heads]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InputError(f"{path} has several heads called {', '.join(twice)}: give them different names")
     variables = _by_our_names({"encoder": encoder} | parts)
     entries = {name: Entry(name, (Part(name),), rows_of(name)) for name in variables}
     return WeightSource("Keras", path, _description(path, model, encoder, parts), entries, _Variables(variables))
@@ -96,7 +101,7 @@ def _load_weights(path, local):
             heads = [name for name in HEADS if any(place in file for place in _H5_GROUPS[name])]
     except OSError as error:
         raise InputError(f"{path} is damaged, or no HDF5 file: {error}") from None
-    model = _model(description, heads)
+    model = model_of(description, heads)
     try:
         model.load_weights(local)
     except (ValueError, OSError, KeyError) as error:
@@ -122,13 +127,14 @@ def _description(path, model, encoder, parts):
         fields["pooling"] = model.pooling if model.classifier is not None else None
     elif poolers := [layer for layer in parts.values() if isinstance(layer, Pooler)]:
         fields["pooling"] = poolers[0].pooling
-    files = other_tokenizer_files(path.rpartition("/")[0] or ".")
+    files = () if fields.get("pieces") else other_tokenizer_files(path.rpartition("/")[0] or ".")
     return ModelDescription(
         encoder=encoder.config, vocabulary_size=encoder.vocabulary_size, tokenizer_files=files, **fields
     )
 
 
-def _model(description, heads):
+def model_of(description, heads):
+    """Returns the built `EncoderWithHeads` of a `ModelDescription`, with the heads of some names."""
     model = EncoderWithHeads(
         description.encoder,
         description.vocabulary_size,
@@ -143,29 +149,27 @@ def _model(description, heads):
     return model
 
 
+def heads_in(names):
+    """Returns which of `HEADS` our names of tensors belong to, in that order."""
+    has = {name.partition("/")[0] for name in names}
+    return [name for name in HEADS if name in has]
+
+
 def write_keras(source, folder):
     """Writes `model.keras`, an `EncoderWithHeads`, and `model.json` into a folder.
 
     Args:
-        source: `Weights`.
+        source: `Weights`, all that its model has.
         folder: an empty or new one.
 
     Returns:
         our names of tensors that were left out: those of heads that the model does not know.
     """
-    has = {name.partition("/")[0] for name in source.names}
-    heads = [name for name in HEADS if name in has]
-    model = _model(source.description, heads)
+    heads = heads_in(source.names)
+    model = model_of(source.description, heads)
     variables = _by_our_names({"encoder": model.encoder} | {name: getattr(model, name) for name in heads})
-    if missing := sorted(set(variables) - set(source.names)):
-        raise InputError(f"{source.path} lacks {', '.join(missing)}: the model would not be whole")
     for name, variable in variables.items():
-        array = source.read_padded(name)
-        if array.shape != tuple(variable.shape):
-            raise InputError(
-                f"{source.path}: {name} has shape {array.shape} where its model has {tuple(variable.shape)}"
-            )
-        variable.assign(array.astype(np.float32, copy=False))
+        variable.assign(source.read_padded(name).astype(np.float32, copy=False))
     storage.make_folder(folder)
     source.description.save(folder)
     with tempfile.TemporaryDirectory(prefix="keras-") as temporary:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from trainer.errors import InputError
 from trainer.models.encoder import padded_vocabulary_size
-from trainer.weights.description import differing_fields
+from trainer.weights.description import differing_fields, nameless_labels
 from trainer.weights.source import rows_of
 from trainer.weights.surgery import unshare_layers
 
@@ -32,8 +32,10 @@ _MAY_DIFFER = {
     "initializer_range",
     "rematerialize",
     "padding_id",
-    "pooler_activation",
+    "pooler_activation",  # see `check_heads`
 }
+_TRAINED_FOR = ("objective", "pooling")  # fields of a classifier
+_MOST_PROBLEMS = 20  # that are told
 # Threads that read and lay out tensors; more than a few do not help, since memory is what they wait for.
 _READERS = min(4, os.cpu_count() or 1)
 
@@ -82,8 +84,17 @@ class Report:
             yield f"ignored  {name}"
 
 
-def _allowed(names, patterns, option):
-    """Returns the names that no pattern allows; every pattern must match something."""
+def not_allowed(names, patterns, option):
+    """Returns the names that no pattern allows.
+
+    Args:
+        names: list of texts.
+        patterns: regular expressions, looked for in the names.
+        option: what a person calls them.
+
+    Raises:
+        InputError: if a pattern is none, or matches nothing.
+    """
     for pattern in patterns:
         try:
             if not any(re.search(pattern, name) for name in names):
@@ -115,6 +126,43 @@ def check_architecture(source, encoder):
         raise InputError(
             f"{source.path} ({source.kind}) is of another architecture:\n  {listed}\n"
             "Take the architecture from the weights: encoder configuration @pretrained_encoder()."
+        )
+
+
+def listed(problems):
+    """Returns problems as text, a line each, not too many."""
+    more = len(problems) - _MOST_PROBLEMS
+    return "\n  ".join(problems[:_MOST_PROBLEMS]) + (f"\n  and {more} more" if more > 0 else "")
+
+
+def check_heads(source, description, names):
+    """Refuses heads that were trained for something else, as far as the weights know for what.
+
+    Args:
+        source: `Weights`.
+        description: `ModelDescription` of the model.
+        names: our names of the tensors that are to be loaded.
+
+    Raises:
+        InputError: with every difference, and the two ways out.
+    """
+    theirs = source.description
+    heads = {name.partition("/")[0] for name in names}
+    different = []
+    if "pooler" in heads:
+        values = (description.encoder.pooler_activation, theirs.encoder.pooler_activation)
+        different.append(("pooler", "encoder.pooler_activation", *values))
+    if "classifier" in heads:
+        named = theirs.objective != "regression" and theirs.labels != nameless_labels(len(theirs.labels))
+        different.append(("classifier", "class_names", description.labels, theirs.labels if named else None))
+        different += [("classifier", name, getattr(description, name), getattr(theirs, name)) for name in _TRAINED_FOR]
+    different = [each for each in different if each[3] and each[2] != each[3]]
+    if different:
+        lines = "\n  ".join(f"{name} is {ours!r}, in the weights {known!r}" for _, name, ours, known in different)
+        patterns = [f"{head}/" for head in dict.fromkeys(head for head, *_ in different)]
+        raise InputError(
+            f"heads of {source.path} ({source.kind}) were trained for something else:\n  {lines}\n"
+            f"Set them alike, or begin with new heads: run.reinitialize = {patterns}"
         )
 
 
@@ -172,8 +220,8 @@ def load_weights(source, variables, *, kept=(), allow_missing=(), allow_unused=(
     """Reads weights into variables, a few tensors at a time; nothing is changed unless everything fits.
 
     Heads that the source lacks keep their initial values, and heads that the model lacks are not read; the report says
-    so. Anything else that is missing or left over is an error. A layer that all layers of the source share becomes each
-    layer of a model that does not share them.
+    so. Anything else that is missing or left over, also of a head that both have, is an error. A layer that all layers of
+    the source share becomes each layer of a model that does not share them.
 
     Args:
         source: `Weights`.
@@ -194,19 +242,19 @@ def load_weights(source, variables, *, kept=(), allow_missing=(), allow_unused=(
     missing = [name for name in variables if name not in source.names]
     parts = {name.partition("/")[0] for name in source.names} | {"encoder"}
     partly = [name for name in missing if name.partition("/")[0] in parts]
-    refused = _allowed(partly, allow_missing, "allow_missing_weights")
+    refused = not_allowed(partly, allow_missing, "allow_missing_weights")
     left = [name for name in source.names if name not in variables and name not in kept]
-    left_encoder = [source.origin(name) for name in left if name.startswith("encoder/")]
-    unexpected = _allowed([*source.unknown, *left_encoder], allow_unused, "allow_unused_weights")
+    ours = {name.partition("/")[0] for name in variables} | {"encoder"}
+    left_of_ours = [source.origin(name) for name in left if name.partition("/")[0] in ours]
+    unexpected = not_allowed([*source.unknown, *left_of_ours], allow_unused, "allow_unused_weights")
     problems = [f"{name} is missing" for name in refused]
     problems += [f"{name} belongs to nothing in this model" for name in unexpected]
     wanted = [name for name in variables if name in source.names]
-    problems += [problem for name in wanted if (problem := _shape_problem(source, name, variables[name]))]
-    if problems:
-        listed = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
+    shapes = {name: problem for name in wanted if (problem := _shape_problem(source, name, variables[name]))}
+    if problems or shapes:
+        advice = _advice(bool(problems), shapes)
         raise InputError(
-            f"{source.path} ({source.kind}) does not fit the model:\n  {listed}\n"
-            "What may differ can be allowed by name: allow_missing_weights, allow_unused_weights (regular expressions)."
+            f"{source.path} ({source.kind}) does not fit the model:\n  {listed(problems + [*shapes.values()])}{advice}"
         )
     with futures.ThreadPoolExecutor(_READERS) as pool:
         for name, value in _ahead(pool, lambda name: _read_value(source, name), wanted):
@@ -222,6 +270,19 @@ def load_weights(source, variables, *, kept=(), allow_missing=(), allow_unused=(
         ignored=tuple(source.ignored),
         parameters=sum(math.prod(source.shape(name)) for name in wanted),
     )
+
+
+def _advice(by_name, misshapen):
+    """Returns what to do, a line each: about tensors that are not there or not used, and about those of another shape."""
+    heads = dict.fromkeys(name.partition("/")[0] for name in misshapen)
+    patterns = [f"{head}/" for head in heads if head != "encoder"]
+    advice = ""
+    if by_name:
+        options = "allow_missing_weights, allow_unused_weights (regular expressions)"
+        advice += f"\nAllow by name what may be missing or unused: {options}."
+    if patterns:
+        advice += f"\nBegin anew with what has another shape: run.reinitialize = {patterns}."
+    return advice
 
 
 def _read_value(source, name):
@@ -248,7 +309,10 @@ def _shape_problem(source, name, variable):
     rows = rows_of(name)
     expected = theirs
     if rows == "tokens":
-        expected = (padded_vocabulary_size(theirs[0]), *theirs[1:])
+        size = source.description.vocabulary_size
+        if theirs[:1] != (size,):
+            return f"{name} has shape {theirs} for the {size:,} tokens of the weights"
+        expected = (padded_vocabulary_size(size), *theirs[1:])
     if expected == ours:
         return None
     if rows == "positions" and theirs[1:] == ours[1:]:

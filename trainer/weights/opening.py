@@ -7,13 +7,14 @@ from trainer import storage
 from trainer.errors import InputError
 from trainer.models.encoder import padded_vocabulary_size
 from trainer.weights import hugging_face, tensorflow1
-from trainer.weights.description import ModelDescription
+from trainer.weights.description import ModelDescription, nameless_labels
 from trainer.weights.keras_files import open_keras
 from trainer.weights.own_checkpoint import describe_checkpoint, open_checkpoint
 from trainer.weights.source import WeightSource
-from trainer.weights.tensors import CheckpointTensors, SafetensorsFiles, TorchFiles
+from trainer.weights.tensors import CheckpointTensors, SafetensorsFiles, TorchFiles, is_hdf5
 from trainer.weights.tokenizer_files import read_json, read_tokenizer
 
+_NUMBERS = ("float16", "bfloat16", "float32", "float64")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
 
 
@@ -31,12 +32,17 @@ def open_weights(path, config=None):
     Raises:
         InputError: if there is nothing there that we know, or it is damaged; says what is missing.
     """
-    path = str(path).rstrip("/")
+    path, config = _plain(path), None if config is None else _plain(config)
     if path.endswith((".keras", ".weights.h5")):
         return open_keras(path)
     if own := open_checkpoint(path):
         return own
     folder, file = _folder_and_file(path)
+    if file is not None and storage.exists(path) and is_hdf5(path):
+        raise InputError(
+            f"{path} is HDF5, as Keras 2 and bert4keras save weights: only their program knows which is which. Save them "
+            "there by model.save_weights_as_checkpoint('bert_model.ckpt') of bert4keras, and give that"
+        )
     names = storage.listing(folder)
     if found := _safetensors_or_torch(folder, file, names):
         return _hugging_face(path, folder, config, found)
@@ -54,8 +60,12 @@ def open_weights(path, config=None):
 
 def read_description(path, config=None):
     """Returns the `ModelDescription` of weights, reading no more than that takes; arguments and errors as `open_weights`."""
-    path = str(path).rstrip("/")
-    return describe_checkpoint(path) or open_weights(path, config).description
+    return describe_checkpoint(_plain(path)) or open_weights(path, config).description
+
+
+def _plain(path):
+    """Returns a path as text, without what says that it is local and without slashes at its end."""
+    return str(path).removeprefix("file://").rstrip("/")
 
 
 def _folder_and_file(path):
@@ -69,7 +79,7 @@ def _folder_and_file(path):
 def _read_config(folder, config, keys):
     """Returns the content of the configuration beside weights: the one file that has the keys."""
     if config is not None:
-        if not storage.exists(config):
+        if not storage.exists(config) or storage.is_folder(config):
             raise InputError(f"there is no configuration {config}")
         return read_json(config)
     names = [name for name in storage.listing(folder) if name.endswith(".json")]
@@ -95,8 +105,8 @@ def _safetensors_or_torch(folder, file, names):
         if f"{name}.index.json" in names:
             path = storage.join(folder, f"{name}.index.json")
             places = read_json(path).get("weight_map")
-            if not isinstance(places, dict) or not places:
-                raise InputError(f"{path} is damaged: it has no weight_map")
+            if not isinstance(places, dict) or not places or not all(isinstance(part, str) for part in places.values()):
+                raise InputError(f"{path} is damaged: it has no weight_map of names of files")
             return [storage.join(folder, part) for part in sorted(set(places.values()))]
     others = [name for name in names if name.endswith(".safetensors")]
     return [storage.join(folder, others[0])] if len(others) == 1 else []
@@ -106,16 +116,20 @@ def _hugging_face(path, folder, config, files):
     if missing := [file for file in files if not storage.exists(file)]:
         raise InputError(f"there is no file {', '.join(missing)}")
     content = _read_config(folder, config, ("model_type", "hidden_size", "dim"))
+    tensors = (SafetensorsFiles if files[0].endswith(".safetensors") else TorchFiles)(files)
+    content = hugging_face.with_model_type(content, tensors.shapes)
     encoder = hugging_face.encoder_config(content)
     scheme = hugging_face.scheme_of(content)
-    tensors = (SafetensorsFiles if files[0].endswith(".safetensors") else TorchFiles)(files)
     actual = _actual_names(tensors.shapes, scheme)
-    classifies = scheme.classifier is not None and actual(f"{scheme.classifier}.weight") is not None
+    classifies = hugging_face.may_classify(content) and scheme.classifier is not None
+    classifies = classifies and actual(f"{scheme.classifier}.weight") is not None
     entries = _present(scheme.entries(encoder, classifies), actual)
     if encoder.prediction_bias and "masked_language_model/output_bias" not in entries:
         entries = _without(entries, "masked_language_model")  # ModernBERT's classifiers have layers of these names, too
-    if "pooler/pooler/kernel" not in entries:
+    if not classifies or "pooler/pooler/kernel" not in entries:
         entries = _without(entries, "classifier")  # what classifies every token goes by the same name
+    hugging_face.check_token_head(hugging_face.model_type_of(content), encoder, entries)
+    _check_types(path, entries, tensors)
     classifier = {}
     if "classifier/classifier/kernel" in entries:
         count = entries["classifier/classifier/kernel"].shape(tensors.shapes)[-1]
@@ -158,6 +172,16 @@ def _present(entries, actual):
     return found
 
 
+def _check_types(path, entries, tensors):
+    """Raises InputError if a tensor of ours is not of plain numbers."""
+    for part in (part for entry in entries.values() for part in entry.parts):
+        if tensors.types[part.name] not in _NUMBERS:
+            raise InputError(
+                f"{path}: {part.name} is of the type {tensors.types[part.name]}; weights are read as {', '.join(_NUMBERS)}: "
+                "take those that are not quantized"
+            )
+
+
 def _without(entries, head):
     return {name: entry for name, entry in entries.items() if not name.startswith(f"{head}/")}
 
@@ -185,7 +209,7 @@ def _description(folder, **fields):
     Raises:
         InputError: if there are more pieces than tokens.
     """
-    description = ModelDescription(**fields, **read_tokenizer(folder))
+    description = ModelDescription(**fields, **read_tokenizer(folder, fields["vocabulary_size"]))
     if len(description.pieces or ()) > description.vocabulary_size:
         raise InputError(
             f"the vocabulary in {folder} has {len(description.pieces):,} pieces and the weights "
@@ -224,11 +248,12 @@ def _tensorflow1(path, folder, config, prefix):
     entries = _present(scheme.entries(encoder), lambda name: name if name in tensors.shapes else None)
     if tensorflow1.has_discriminator(tensors.shapes):
         entries = _without(entries, "masked_language_model")  # the generator's, which is another encoder
+    _check_types(path, entries, tensors)
     classifier = {}
     if "classifier/classifier/kernel" in entries:
         count = entries["classifier/classifier/kernel"].shape(tensors.shapes)[-1]
-        labels = tuple(f"LABEL_{number}" for number in range(count))
-        classifier = {"labels": labels, "objective": "single_label", "pooling": "cls"}
+        objective = "regression" if count == 1 else "single_label"
+        classifier = {"labels": nameless_labels(count), "objective": objective, "pooling": "cls"}
     size = _vocabulary_size(path, entries, tensors, content.get("vocab_size"))
     description = _description(folder, encoder=encoder, vocabulary_size=size, **classifier)
     others = _others(entries, tensors, lambda name: tensorflow1.ignored(name, tensors.shapes))

@@ -4,8 +4,8 @@ import re
 
 from trainer import storage
 from trainer.errors import InputError
-from trainer.training.checkpoint_content import VALUE_SUFFIX
-from trainer.training.checkpoints import CheckpointManager
+from trainer.training.checkpoint_content import PREFIX, VALUE_SUFFIX
+from trainer.training.checkpoints import MANIFEST_NAME, CheckpointManager
 from trainer.weights.description import FILE_NAME, load_description
 from trainer.weights.entries import Entry, Part
 from trainer.weights.source import WeightSource, rows_of
@@ -23,7 +23,7 @@ def checkpoint_location(path):
     """
     folder = str(path).rstrip("/")
     parent, _, name = folder.rpartition("/")
-    if match := re.fullmatch(r"step_(\d+)", name):
+    if match := re.fullmatch(r"step_(\d{8}|[1-9]\d{8,})", name):
         return parent or ".", int(match[1])
     inside = storage.join(folder, "checkpoints")
     return (inside if storage.exists(inside) else folder), None
@@ -37,6 +37,9 @@ def _find(path):
     if step is None and not steps:
         return None
     if step is not None and step not in steps:
+        names = storage.listing(manager.path(step))
+        if names and not {MANIFEST_NAME, f"{PREFIX}.index"} & {*names}:
+            return None  # somebody else's folder
         raise InputError(f"{path} holds no checkpoint of step {step}")
     places = (folder.rpartition("/")[0] or ".", folder)
     home = next((place for place in places if storage.exists(storage.join(place, FILE_NAME))), None)

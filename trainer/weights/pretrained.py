@@ -76,8 +76,8 @@ def vocabulary_of(description):
         if path.endswith(f"/{FILE_NAME}"):
             return load_file_vocabulary(path)
     raise InputError(
-        "there is no vocabulary beside the initial weights, neither vocab.txt nor tokenizer.json: give one (the vocabulary "
-        "that they were trained with)"
+        "beside the initial weights there is neither BERT's vocab.txt nor a tokenizer.json: give the vocabulary that they "
+        "were trained with"
     )
 
 

@@ -78,7 +78,12 @@ class _ChangedTokens(_Changed):
 
 
 def _changed(source, pieces, mixtures, seed=0, **fields):
-    description = dataclasses.replace(source.description, vocabulary_size=len(mixtures), pieces=pieces, **fields)
+    encoder = source.description.encoder
+    padding = next((place for place, (ids, _) in enumerate(mixtures) if ids == (encoder.padding_id,)), None)
+    if padding is None:
+        raise InputError(f"the token of id {encoder.padding_id} must stay: it is padding (encoder.padding_id)")
+    fields |= {"encoder": dataclasses.replace(encoder, padding_id=padding), "pieces": pieces}
+    description = dataclasses.replace(source.description, vocabulary_size=len(mixtures), **fields)
     return _ChangedTokens(source, description, mixtures, seed)
 
 
@@ -92,10 +97,11 @@ def keep_tokens(source, ids, compounds=()):
             bert4keras: places in `ids`.
 
     Returns:
-        a source with the changed vocabulary.
+        a source with the changed vocabulary; without the files of a tokenizer whose ids no longer hold.
 
     Raises:
-        InputError: if an id is not there or kept twice, or `[PAD]` does not stay at 0.
+        InputError: if an id is not there or kept twice, padding or another special token is not kept, or `[PAD]` does not
+            stay at 0.
     """
     ids = range(source.description.vocabulary_size) if ids is None else ids
     kept = [_token_id(number, source.description.vocabulary_size, source.path) for number in ids]
@@ -107,15 +113,19 @@ def keep_tokens(source, ids, compounds=()):
         places = [_token_id(place, len(kept), "what is kept") for place in places]
         mixtures.append((tuple(kept[place] for place in places), weights))
     if source.description.pieces is None:
-        return _changed(source, None, mixtures)
+        ids_hold = kept == [*range(source.description.vocabulary_size)]
+        return _changed(source, None, mixtures, tokenizer_files=source.description.tokenizer_files if ids_hold else ())
     pieces = _all_pieces(source.description)
     if kept[:1] != [0]:
         raise InputError(f"the first token to keep must be {pieces[0]} with id 0: 0 is padding everywhere here")
     names = ["".join(pieces[number].removeprefix("##") for number in numbers) for numbers, _ in mixtures[len(kept) :]]
     taken = [pieces[number] for number in kept]
+    if lost := [piece for piece in SPECIAL_TOKENS if piece in pieces and piece not in taken]:
+        ids = ", ".join(f"{piece} (id {pieces.index(piece)})" for piece in lost)
+        raise InputError(f"special tokens must be kept; the list lacks {ids}")
     if twice := [name for place, name in enumerate(names) if name in taken or name in names[:place]]:
         raise InputError(f"the compound token {twice[0]!r} is in the vocabulary already")
-    return _changed(source, (*taken, *names), mixtures)
+    return _changed(source, (*taken, *names), mixtures, tokenizer_files=())
 
 
 def _ids_and_weights(compound):
@@ -123,11 +133,14 @@ def _ids_and_weights(compound):
     try:
         weighted = len(compound) == 2 and not np.isscalar(compound[0])
         ids, weights = compound if weighted else (compound, None)
-        if len(ids) and (weights is None or len(weights) == len(ids)):
+        numbers = np.ones(len(ids)) if weights is None else np.asarray(weights, np.float64)
+        if len(ids) and numbers.shape == (len(ids),) and abs(numbers.sum()) > 1e-6 * np.abs(numbers).sum():
             return ids, weights
-    except TypeError:
+    except (TypeError, ValueError):
         pass
-    raise InputError(f"a compound token is a list of ids, or (ids, as many weights); not {compound!r}")
+    raise InputError(
+        f"a compound token is a list of ids, or (ids, as many weights, whose sum is not 0); not {compound!r}"
+    )
 
 
 def _token_id(number, size, what):
@@ -165,9 +178,11 @@ def change_vocabulary(source, pieces, seed=0):
         (source, counts): the changed source, and how many pieces were `kept`, `composed` and `new`.
 
     Raises:
-        InputError: if the source has no vocabulary.
+        InputError: if the source has no vocabulary, or one without `[UNK]`.
     """
     old = source.description.pieces
+    if old is not None and UNKNOWN not in old:
+        raise InputError(f"the vocabulary of {source.path} lacks {UNKNOWN}: it is not BERT's")
     if old is None:
         raise InputError(f"{source.path} has no WordPiece vocabulary beside it: what its ids mean is not known")
     ids = {piece: number for number, piece in enumerate(old)}
@@ -264,6 +279,8 @@ def change_positions(source, length, method="hierarchical", alpha=None):
         raise InputError(
             f"{source.path} has {config.positions} positions, which need no extension: set encoder.max_length"
         )
+    if (rows := source.shape(_POSITIONS)[0]) != config.max_length:
+        raise InputError(f"{source.path} has {rows:,} positions where its configuration says {config.max_length:,}")
     if length < 1:
         raise InputError(f"there must be at least 1 position, not {length}")
     if method not in ("repeat", "hierarchical"):

@@ -38,9 +38,11 @@ class Tensors(abc.ABC):
 
     Attributes:
         shapes: `{name: tuple}` of all of them.
+        types: `{name: type}` as NumPy calls it, of those in files of other libraries.
     """
 
     shapes: dict
+    types: dict
 
     @abc.abstractmethod
     def read(self, name):
@@ -58,17 +60,16 @@ class SafetensorsFiles(Tensors):
     """
 
     def __init__(self, paths):
-        self.shapes, self._places = {}, {}
-        copies = contextlib.ExitStack()
-        weakref.finalize(self, copies.close)
-        for path, local in zip(paths, copies.enter_context(storage.local_copies(paths)), strict=True):
-            header, start = _safetensors_header(path, local)
-            end = storage.size(local)
+        self.shapes, self.types, self._places = {}, {}, {}
+        self._paths, self._copies, self._one_at_a_time = list(paths), None, threading.Lock()
+        for path in paths:
+            header, start = _safetensors_header(path)
+            end = storage.size(path)
             for name, entry in header.items():
                 if name != "__metadata__":
-                    self._add(path, local, name, entry, start, end)
+                    self._add(path, name, entry, start, end)
 
-    def _add(self, path, local, name, entry, start, end):
+    def _add(self, path, name, entry, start, end):
         try:
             dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
             first, last = (start + offset for offset in entry["data_offsets"])
@@ -79,21 +80,31 @@ class SafetensorsFiles(Tensors):
             raise InputError(f"{path} is truncated or damaged: tensor {name!r} does not fit into its {end:,} bytes")
         if name in self.shapes:
             raise InputError(f"{path} holds the tensor {name!r}, which another file holds, too")
-        self.shapes[name] = shape
-        self._places[name] = (path, local, first, last - first, dtype)
+        self.shapes[name], self.types[name] = shape, dtype.name
+        self._places[name] = (path, first, last - first, dtype)
+
+    def _local(self, path):
+        """Returns where a file lies on this machine; files in object stores are copied when the first is wanted."""
+        with self._one_at_a_time:
+            if self._copies is None:
+                copies = contextlib.ExitStack()
+                weakref.finalize(self, copies.close)
+                local = copies.enter_context(storage.local_copies(self._paths))
+                self._copies = dict(zip(self._paths, local, strict=True))
+            return self._copies[path]
 
     def read(self, name):
-        path, local, first, size, dtype = self._places[name]
+        path, first, size, dtype = self._places[name]
         # A mapping into memory would be slower, and its pages count as the program's.
-        data = np.fromfile(local, np.uint8, size, offset=first)
+        data = np.fromfile(self._local(path), np.uint8, size, offset=first)
         if len(data) != size:
             raise InputError(f"{path} is truncated: tensor {name!r} has {len(data):,} of {size:,} bytes")
         return data.view(dtype).reshape(self.shapes[name])
 
 
-def _safetensors_header(path, local):
-    """Returns the parsed header of a safetensors file and the byte at which tensors begin."""
-    with open(local, "rb") as file:
+def _safetensors_header(path):
+    """Returns the parsed header of a safetensors file and the byte at which tensors begin; reads no more than that."""
+    with tf.io.gfile.GFile(path, "rb") as file:
         length = file.read(8)
         size = struct.unpack("<Q", length)[0] if len(length) == 8 else _LARGEST_HEADER_BYTES + 1
         text = file.read(size) if size <= _LARGEST_HEADER_BYTES else b""
@@ -104,6 +115,12 @@ def _safetensors_header(path, local):
     if not isinstance(header, dict) or len(text) != size:
         raise InputError(f"{path} is not a safetensors file, or is truncated")
     return header, 8 + size
+
+
+def is_hdf5(path):
+    """Returns whether a file is HDF5, by its first bytes."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
 class CheckpointTensors(Tensors):
@@ -124,6 +141,7 @@ class CheckpointTensors(Tensors):
         self.prefix = prefix
         self._one_at_a_time = threading.Lock()  # as the reader is made for
         types = self._reader.get_variable_to_dtype_map()
+        self.types = {name: kind.name for name, kind in types.items()}
         self.shapes = {name: tuple(shape) for name, shape in self._reader.get_variable_to_shape_map().items()}
         if storage.exists(f"{prefix}.index"):
             self._check_size(sum(math.prod(shape) * types[name].size for name, shape in self.shapes.items()))
@@ -165,6 +183,7 @@ class TorchFiles(Tensors):
         for path in paths:
             self._tensors |= self._load(path)
         self.shapes = {name: tuple(value.shape) for name, value in self._tensors.items()}
+        self.types = {name: str(value.dtype).removeprefix("torch.") for name, value in self._tensors.items()}
 
     def _load(self, path):
         """Returns `{name: tensor}`."""
@@ -180,6 +199,8 @@ class TorchFiles(Tensors):
         tensors = {name: value for name, value in content.items() if isinstance(value, self._torch.Tensor)}
         if not tensors:
             raise InputError(f"{path} holds no named tensors; it holds {', '.join(map(str, list(content)[:5]))}")
+        if nameless := [name for name in tensors if not isinstance(name, str)]:
+            raise InputError(f"{path} holds a tensor whose name is {nameless[0]!r}, no text")
         return tensors
 
     def _read_pickle(self, path, local, mmap):

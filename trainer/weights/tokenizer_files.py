@@ -10,6 +10,7 @@ from trainer.data.vocabulary import (
     PADDING,
     SEPARATOR,
     SPECIAL_TOKENS,
+    SUFFIX_MARK,
     UNKNOWN,
     file_content,
 )
@@ -17,9 +18,15 @@ from trainer.errors import InputError
 
 VOCABULARY_NAME = "vocab.txt"
 _SETTINGS_NAME, _WHOLE_NAME, _ADDED_NAME = "tokenizer_config.json", "tokenizer.json", "added_tokens.json"
+_CONFIG_NAME = "config.json"  # of the model; it may name the tokenizer's class
 # What tokenizers of other kinds consist of.
 _FILES = re.compile(
-    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$|merges\.txt$|(spiece|sentencepiece[\w.]*)\.model$"
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$|(vocab|merges)\.txt$|.*\.codes$"
+    r"|(spiece|sentencepiece[\w.]*)\.model$"
+)
+# Classes that split texts as BERT's does.
+_BERT_CLASSES = re.compile(
+    r"((Bert|DistilBert|Electra|MobileBert|ConvBert)Tokenizer(Fast)?|PreTrainedTokenizerFast|TokenizersBackend)$"
 )
 _SPECIAL = {
     "pad_token": PADDING,
@@ -58,10 +65,14 @@ def other_tokenizer_files(folder):
     return tuple(storage.join(folder, name) for name in storage.listing(folder) if _FILES.match(name))
 
 
-def read_tokenizer(folder):
+def read_tokenizer(folder, size):
     """Returns the fields of a `ModelDescription` that are about the tokenizer: `pieces`, `lower_case`, `tokenizer_files`.
 
-    The latter are there if it is no WordPiece tokenizer, or does otherwise than BERT's: they must not get lost.
+    Pieces are there only if texts are split as BERT does it; of another tokenizer all files travel along.
+
+    Args:
+        folder: with weights and tokenizer.
+        size: number of tokens of the weights.
 
     Raises:
         InputError: if a file is damaged.
@@ -72,6 +83,19 @@ def read_tokenizer(folder):
         return read_json(path) if storage.exists(path) else {}
 
     settings, whole = content(_SETTINGS_NAME), content(_WHOLE_NAME)
+    settings = {"tokenizer_class": content(_CONFIG_NAME).get("tokenizer_class")} | settings
+    pieces = _pieces(folder, whole, content(_ADDED_NAME), size)
+    normalizer = whole.get("normalizer") or {}
+    lower_case = settings.get("do_lower_case", normalizer.get("lowercase"))
+    if lower_case is None and pieces is not None:
+        lower_case = looks_lower_cased(pieces)
+    if not _is_berts(settings, whole, pieces, lower_case):
+        return {"tokenizer_files": other_tokenizer_files(folder)}
+    return {"pieces": pieces, "lower_case": lower_case}
+
+
+def _pieces(folder, whole, added, size):
+    """Returns the pieces of `vocab.txt` or a WordPiece `tokenizer.json`, with those that were added; None without any."""
     pieces = read_pieces(storage.join(folder, VOCABULARY_NAME))
     model = whole.get("model") or {}
     if pieces is None and model.get("type") == "WordPiece":
@@ -79,23 +103,39 @@ def read_tokenizer(folder):
         if [model["vocab"][piece] for piece in pieces] != list(range(len(pieces))):
             raise InputError(f"{storage.join(folder, _WHOLE_NAME)} is damaged: its ids are not 0, 1, 2, ...")
     if pieces is None:
-        return {"tokenizer_files": other_tokenizer_files(folder)}
-    added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()} | content(_ADDED_NAME)
+        return None
+    while len(pieces) > size and not pieces[-1]:  # empty lines at the end of vocab.txt
+        pieces = pieces[:-1]
+    added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()} | added
     for piece in sorted(added, key=added.get):
-        if added[piece] == len(pieces):
+        if added[piece] == len(pieces) < size:  # a tokenizer may know more than the model
             pieces = (*pieces, piece)
-    normalizer = whole.get("normalizer") or {}
-    lower_case = settings.get("do_lower_case", normalizer.get("lowercase"))
-    if lower_case is None:
-        lower_case = looks_lower_cased(pieces)
+    return pieces
+
+
+def _is_berts(settings, whole, pieces, lower_case):
+    """Returns whether a tokenizer does as BERT's.
+
+    Args:
+        settings, whole: contents of `tokenizer_config.json` and `tokenizer.json`, empty where there is none.
+        pieces: of its vocabulary, or None.
+        lower_case: whether it lower-cases.
+    """
+    if pieces is None or not set(SPECIAL_TOKENS) <= set(pieces):
+        return False
+    name, model, normalizer = settings.get("tokenizer_class"), whole.get("model") or {}, whole.get("normalizer") or {}
     strips = settings.get("strip_accents", normalizer.get("strip_accents"))
-    chinese = settings.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True))
-    as_bert = strips in (None, lower_case) and chinese
-    return {
-        "pieces": pieces,
-        "lower_case": lower_case,
-        "tokenizer_files": () if as_bert else other_tokenizer_files(folder),
-    }
+    sections = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+    return (
+        (name is None or (isinstance(name, str) and _BERT_CLASSES.match(name) is not None))
+        and settings.get("do_basic_tokenize", True)
+        and strips in (None, lower_case)
+        and settings.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True))
+        and normalizer.get("clean_text", True)
+        and model.get("type", "WordPiece") == "WordPiece"
+        and model.get("continuing_subword_prefix", SUFFIX_MARK) == SUFFIX_MARK
+        and all((whole[part] or {}).get("type") == kind for part, kind in sections.items() if part in whole)
+    )
 
 
 def looks_lower_cased(pieces):
@@ -122,7 +162,7 @@ def write_vocabulary(description, folder):
 def write_tokenizer(description, folder):
     """As `write_vocabulary`, with the settings by which Hugging Face's tokenizers do as the model needs."""
     write_vocabulary(description, folder)
-    if description.pieces is None or description.tokenizer_files:
+    if description.pieces is None:
         return
     settings = {
         "tokenizer_class": "BertTokenizer",

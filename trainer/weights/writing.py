@@ -7,9 +7,12 @@ import tensorflow as tf
 
 from trainer import storage
 from trainer.errors import InputError
+from trainer.models.encoder_with_heads import HEADS
 from trainer.training.checkpoints import CheckpointManager
 from trainer.weights import hugging_face, tensorflow1
-from trainer.weights.keras_files import write_keras
+from trainer.weights.keras_files import heads_in, model_of, write_keras
+from trainer.weights.loading import listed, not_allowed
+from trainer.weights.source import rows_of
 from trainer.weights.tensors import write_checkpoint, write_safetensors
 from trainer.weights.tokenizer_files import write_tokenizer
 
@@ -17,7 +20,7 @@ FORMATS = ("checkpoint", "hugging_face", "tensorflow1", "keras")
 _MODEL_NAME = "converted"  # our names follow the model's in a checkpoint; when they are read, it does not matter
 
 
-def write_weights(source, folder, kind, architecture=None):
+def write_weights(source, folder, kind, architecture=None, allow_unused=()):
     """Writes weights into a new folder.
 
     Args:
@@ -25,16 +28,18 @@ def write_weights(source, folder, kind, architecture=None):
         folder: must not exist, or be empty.
         kind: `checkpoint`, `hugging_face`, `tensorflow1` or `keras`.
         architecture: the type of model to write for `hugging_face` and `tensorflow1`; None for the one that fits.
+        allow_unused: regular expressions of the unknown tensors of the source that may be left out.
 
     Returns:
         our names of the tensors that the format has no place for, and that were left out.
 
     Raises:
-        InputError: if the folder holds something, or the format cannot hold the model.
+        InputError: if the folder holds something, the source is not a whole model, or the format cannot hold it.
         StorageFailed: if writing fails.
     """
     if storage.listing(folder):
         raise InputError(f"{folder} is not empty: name another folder")
+    check_whole(source, allow_unused)
     if kind == "hugging_face":
         return _write_hugging_face(source, folder, architecture)
     if kind == "tensorflow1":
@@ -46,6 +51,43 @@ def write_weights(source, folder, kind, architecture=None):
     if kind == "keras":
         return write_keras(source, folder)
     raise InputError(f"weights are written as {', '.join(FORMATS)}, not as {kind!r}")
+
+
+def check_whole(source, allow_unused=()):
+    """Refuses weights that are not what their description says: the encoder, and all of each head that is there.
+
+    Args:
+        source: `Weights`.
+        allow_unused: regular expressions of unknown tensors that may be left out.
+
+    Raises:
+        InputError: naming everything that is missing, left over or of another shape.
+    """
+    shapes = _model_shapes(source.description, heads_in(source.names))
+    known = [name for name in source.names if name.partition("/")[0] in ("encoder", *HEADS)]
+    problems = [f"{name} is missing" for name in shapes if name not in source.names]
+    problems += [f"{source.origin(name)} belongs to nothing in the model" for name in known if name not in shapes]
+    for name in (name for name in known if name in shapes):
+        if (shape := source.shape(name)) != shapes[name]:
+            problems.append(f"{name} has shape {shape} where its model has {shapes[name]}")
+    unknown = not_allowed(source.unknown, allow_unused, "allow_unused")
+    problems += [f"{name} is unknown" for name in unknown]
+    if problems:
+        alone = len(unknown) == len(problems)  # else it may be what is missing, under another name
+        advice = "\nLeave out what is of no use: --allow_unused REGEX." if alone else ""
+        raise InputError(
+            f"{source.path} ({source.kind}) is not the model of its description, nothing is written:\n"
+            f"  {listed(problems)}{advice}"
+        )
+
+
+def _model_shapes(description, heads):
+    """Returns `{our name: shape}` of all that a model has, without rows of padding."""
+    with tf.Graph().as_default():  # in which variables take no memory
+        variables = model_of(description, heads).trainable_variables
+    shapes = {variable.path.partition("/")[2]: tuple(variable.shape) for variable in variables}
+    size = description.vocabulary_size
+    return {name: (size, *shape[1:]) if rows_of(name) == "tokens" else shape for name, shape in shapes.items()}
 
 
 def _entries(scheme, source):
