@@ -43,6 +43,7 @@ FREE_PARAMETERS = (
     "pretraining.samples",
     "pretraining_data.source",  # a data set may move; its fingerprint may not change, see `TrainingRun`
     "pretraining_data.num_parallel_reads",
+    "pretraining_data.services",
     "pretraining_data.check",
     "pretraining_data.cache_dir",
     "pretraining_data.cache_gigabytes",

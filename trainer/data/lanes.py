@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import storage
+from trainer.data.data_service import check_services, read_through_services
 from trainer.data.lane_order import GOLDEN, MIX_1, MIX_2, LanePlan, check_integer, plan_lanes, seed_key
 from trainer.errors import InputError
 
@@ -59,6 +60,7 @@ def training_dataset(
     block_rows="auto",
     num_parallel_reads="auto",
     prefetch=2,
+    services=(),
 ):
     """Returns the training examples of one host from a step on, without end.
 
@@ -74,6 +76,7 @@ def training_dataset(
         block_rows: see `plan_lanes`.
         num_parallel_reads: lanes read at a time; does not change the order.
         prefetch: elements made ahead of being asked for.
+        services: addresses of tf.data services that read and decode instead of this host, see `data_service`.
 
     Returns:
         `tf.data.Dataset` of dicts, n being `rows_per_element`: `token_ids`, `segment_ids`, `document_ids`: int32
@@ -95,11 +98,18 @@ def training_dataset(
         num_hosts=num_hosts,
         lanes=plan.lanes,
     )
+    first = start_step * global_batch
+
+    def rows_of(host, num_hosts, rows_per_element):
+        dataset = _rows_in_order(plan, seed, first, global_batch, host, num_hosts, num_parallel_reads)
+        return dataset.rebatch(rows_per_element, drop_remainder=True)
+
     with tf.device("CPU:0"):
-        dataset = _rows_in_order(
-            plan, seed, start_step * global_batch, global_batch, host, num_hosts, num_parallel_reads
-        )
-        dataset = dataset.rebatch(rows_per_element, drop_remainder=True)
+        if services:
+            check_services(services, plan.lanes, rows_per_element, num_hosts)
+            dataset = read_through_services(services, rows_of, host, num_hosts, rows_per_element)
+        else:
+            dataset = rows_of(host, num_hosts, rows_per_element)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
         return dataset.prefetch(prefetch).with_options(pipeline_options())
 

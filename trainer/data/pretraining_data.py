@@ -36,6 +36,8 @@ class PretrainingData:
         lanes: number of lanes, part of the order; a multiple of every number of hosts the run will ever have.
         block_rows: rows that are read and shuffled together, part of the order; `auto` goes by the size of the data.
         num_parallel_reads: lanes that are read at the same time; `auto` leaves it to tf.data.
+        services: addresses (`grpc://host:port`) of machines that read and decode in place of the hosts of the run, each
+            running `python -m tools.data_service`; for all hosts the same.
         check: whether all shards are read and compared with the manifest before training; `auto` does so below 1 GiB.
         cache_dir: folder on a disk of this machine in which shards from `gs://` are kept, so that they are read from the
             bucket once; None for no such.
@@ -54,6 +56,7 @@ class PretrainingData:
     lanes: int = 64
     block_rows: object = "auto"
     num_parallel_reads: object = "auto"
+    services: tuple = ()
     check: object = "auto"
     cache_dir: str | None = None
     cache_gigabytes: float = 100.0
@@ -250,7 +253,11 @@ class OpenedData:
         if self.cache is not None:
             self.cache.start()
         return training_dataset(
-            self.plan, lanes=self.plan.lanes, num_parallel_reads=self.settings.num_parallel_reads, **options
+            self.plan,
+            lanes=self.plan.lanes,
+            num_parallel_reads=self.settings.num_parallel_reads,
+            services=tuple(self.settings.services),
+            **options,
         )
 
     def input_advice(self, processor_share, num_hosts):
