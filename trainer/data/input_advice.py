@@ -1,6 +1,5 @@
 """Why examples come too slowly, judged by how they are stored and read."""
 
-from trainer import storage
 from trainer.amounts import byte_count
 
 _BUSY = 0.8
@@ -27,7 +26,7 @@ def input_advice(plan, num_parallel_reads, cached, processor_share, num_hosts):
             f"the processors are busy ({processor_share:.0%}), so rows are not decoded in time. Use a machine with more "
             "cores, or leave fewer other jobs on this one"
         )
-    if not any(storage.is_remote(path) for path in plan.rows.paths):
+    if not plan.rows.remote:
         return (
             "the disk is slow. Put the data on a faster one, or set pretraining_data.num_parallel_reads above "
             f"{num_parallel_reads}"

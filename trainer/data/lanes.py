@@ -7,7 +7,6 @@ take turns a chunk of rows at a time and the chunks are transposed, so there is 
 import numpy as np
 import tensorflow as tf
 
-from trainer import storage
 from trainer.data.data_service import check_services, read_through_services
 from trainer.data.lane_order import GOLDEN, MIX_1, MIX_2, LanePlan, check_integer, plan_lanes, seed_key
 from trainer.errors import InputError
@@ -126,13 +125,9 @@ def parallel_reads(plan, given):
     """Returns how many lanes are read at a time: what is `given`, or for `auto` what suits where the rows lie."""
     if given == "auto":
         # Reading from an object store is waiting, from a disk it is work for the processor.
-        return 32 if _is_remote(plan) else 4
+        return 32 if plan.rows.remote else 4
     check_integer("num_parallel_reads", given, 1)
     return given
-
-
-def _is_remote(plan):
-    return any(storage.is_remote(path) for path in plan.rows.paths)
 
 
 def _rows_in_order(plan, seed, first_example, global_batch, host, num_hosts, num_parallel_reads):
@@ -187,7 +182,7 @@ class _Tables:
     """The tables of a plan as tensors, and the reading of one lane in terms of them."""
 
     def __init__(self, plan, seed):
-        self.rows, self.remote = plan.rows, _is_remote(plan)
+        self.rows = plan.rows
         self.files = plan.rows.tensors()
         self.seed_key = tf.constant(np.uint64(seed_key(seed)))
         self.lane_corpus, self.lane_rank = tf.constant(plan.lane_corpus), tf.constant(plan.lane_rank)
@@ -216,7 +211,7 @@ class _Tables:
 
         blocks = tf.data.Dataset.counter(first_epoch).flat_map(blocks_of_epoch).map(read)
         # All lanes come to the end of a block at the same time: those of an object store ask for the next one before.
-        return blocks.prefetch(1) if self.remote else blocks
+        return blocks.prefetch(1) if self.rows.remote else blocks
 
     def _pieces(self, corpus, key, lowest, end):
         """The blocks, or parts of them, that make up a range of an epoch's sequence of rows."""

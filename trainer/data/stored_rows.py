@@ -48,6 +48,11 @@ class StoredRows(abc.ABC):
         """How many corpora these are."""
         return len(self.labels)
 
+    @property
+    def remote(self):
+        """Whether shards lie in an object store."""
+        return any(storage.is_remote(path) for path in self.paths)
+
     def corpus_rows(self, corpus):
         """Returns the number of rows of one corpus."""
         return int(self.shard_rows[self.shard_corpus == corpus].sum())
@@ -150,7 +155,7 @@ class FileRows(StoredRows):
             return self.verify(tensors, stored, shard, first_row)
 
         # What was changed or cut off on the way comes without an error; the next answer may be the right one.
-        attempts = _REMOTE_ATTEMPTS if any(storage.is_remote(path) for path in self.paths) else 1
+        attempts = _REMOTE_ATTEMPTS if self.remote else 1
         records, intact = attempt(last=attempts == 1)
         for number in range(2, attempts + 1):
             again = functools.partial(attempt, last=number == attempts)

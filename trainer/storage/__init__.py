@@ -4,9 +4,9 @@
 verified transfers in parallel, and changes on condition.
 """
 
+from trainer.storage.checksums import checksum
 from trainer.storage.files import (
     atomic_writer,
-    checksum,
     copy_file,
     exists,
     file_checksum,

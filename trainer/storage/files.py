@@ -11,13 +11,11 @@ import os
 import tempfile
 import uuid
 
-import google_crc32c
 import tensorflow as tf
 
 from trainer.errors import StorageFailed
 from trainer.storage import google_cloud
-
-_CHUNK_BYTES = 8 << 20
+from trainer.storage.checksums import stream_checksum
 
 
 def is_remote(path):
@@ -197,11 +195,6 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def checksum(content):
-    """Returns the CRC-32C of bytes as eight hexadecimal digits."""
-    return f"{google_crc32c.value(content):08x}"
-
-
 def file_checksum(path):
     """Returns the CRC-32C of a file's content as eight hexadecimal digits, reading it in pieces.
 
@@ -215,8 +208,5 @@ def file_checksum(path):
         if found is None:
             raise FileNotFoundError(f"there is no {path}")
         return found.crc32c
-    value = 0
     with tf.io.gfile.GFile(str(path), "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            value = google_crc32c.extend(value, chunk)
-    return f"{value:08x}"
+        return stream_checksum(file)

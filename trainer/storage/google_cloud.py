@@ -16,13 +16,11 @@ import threading
 import types
 import uuid
 
-import google_crc32c
-
 from trainer.errors import InputError, StorageFailed
+from trainer.storage.checksums import stream_checksum
 
 SCHEME = "gs://"
 DEFAULT_TRANSFERS = 8
-_CHUNK_BYTES = 8 << 20
 _READ_AGAIN = 2
 
 
@@ -339,8 +337,5 @@ def in_parallel(transfer, pairs, *, transfers=DEFAULT_TRANSFERS, on_done=lambda 
 
 
 def _file_crc32c(path):
-    value = 0
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            value = google_crc32c.extend(value, chunk)
-    return f"{value:08x}"
+        return stream_checksum(file)
