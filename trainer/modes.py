@@ -61,7 +61,7 @@ def _check_storage(arguments, run):
         reads += data.paths
         reads += [run.initial_weights] if run.initial_weights else []
     if arguments.mode == "evaluate":
-        reads += getattr(data, "evaluation_paths", data.paths)  # prepared data is in one place
+        reads += data.evaluation_paths
     reads += [arguments.input] if arguments.input else []
     writes += [arguments.output] if arguments.output else []
     check_storage(reads, writes, _reporter(_console(sys.stderr)))

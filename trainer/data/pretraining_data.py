@@ -79,6 +79,11 @@ class PretrainingData:
         sources = [] if self.source == PYTHON_DOCS else [str(path) for path, _ in self._entries()]
         return (*sources, *(str(path) for path in (self.vocabulary, self.held_out) if path is not None))
 
+    @property
+    def evaluation_paths(self):
+        """What is read to evaluate: prepared data holds both in one place."""
+        return self.paths
+
     def open(self, run_directory, *, is_chief=True, report=print):
         """Finds, prepares (the embedded corpus) and checks the data.
 
