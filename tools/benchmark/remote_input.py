@@ -20,8 +20,9 @@ _MEANINGS = {
     "cached": "bucket, shards in the cache",
 }
 _NOTE = (
-    "the bucket is an emulator on this machine behind a proxy that ends TLS: what these take of the processors, the reader "
-    "lacks. `bucket` against `disk` is that and TensorFlow's client, `distant` against `bucket` is the latency"
+    "the reader has half of the processors, wherever it reads; the other half has the bucket, an emulator behind a proxy "
+    "that ends TLS. `bucket` against `disk` is what TensorFlow's client takes of a processor, `distant` against `bucket` is "
+    "the latency; the disk's files lie in the system's cache of it"
 )
 
 
@@ -50,7 +51,10 @@ def measure(settings, report):
         sizes = {"rows": rows, "length": settings.length, "vocabulary_size": settings.vocabulary_size}
         with processes.worker("synthetic_data", {"folder": local, **sizes}):
             """It has written them when it answers."""
-        emulator = stack.enter_context(emulated(scratch))
+        own, others = _halves_of_processors()
+        with _running_on(others):
+            emulator = stack.enter_context(emulated(scratch))
+        stack.enter_context(_running_on(own))
         bucket = emulator.bucket("benchmark")
         for name in sorted(os.listdir(local)):
             with open(os.path.join(local, name), "rb") as file:
@@ -74,6 +78,29 @@ def measure(settings, report):
                 answer = workers[name].ask("run", seconds=settings.round_seconds / 2)
                 rates[name].append(answer["rows_per_second"])
     return summarize(settings, rates, rows)
+
+
+def _halves_of_processors():
+    """Returns two sets of processors; two empty ones where there is but one, or where none can be chosen."""
+    if not hasattr(os, "sched_setaffinity"):
+        return set(), set()
+    processors = sorted(os.sched_getaffinity(0))
+    half = len(processors) // 2
+    return (set(processors[:half]), set(processors[half:])) if half else (set(), set())
+
+
+@contextlib.contextmanager
+def _running_on(processors):
+    """Has processes that are started meanwhile run on these processors alone, if there are any."""
+    if not processors:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _emulator():

@@ -25,8 +25,9 @@ _WORD = (1 << 64) - 1
 _BLOCKS_PER_LANE = 4
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 16, 8192
 # One open and one read per block. Reading costs about a millisecond besides the bytes, and every lane holds a block in
-# memory: with 64 lanes a megabyte each is little, and the overhead per row is below a microsecond.
-_MAX_BLOCK_BYTES = 1 << 20
+# memory: with 64 lanes a megabyte each is little, and the overhead per row is below a microsecond. TensorFlow's client of
+# object stores always asks for a whole megabyte; a little less fits when rows differ in size.
+_MAX_BLOCK_BYTES = 15 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +188,13 @@ def _divide_lanes(corpora, lanes):
 
 
 def _auto_block_rows(num_rows, num_lanes, row_bytes):
-    """Returns the number of rows in a block: a power of two, so that a lane has many blocks and a block is not huge."""
-    size = min(num_rows // (num_lanes * _BLOCKS_PER_LANE), _MAX_BLOCK_BYTES // int(row_bytes), _MAX_BLOCK_ROWS)
-    return 1 << (max(size, _MIN_BLOCK_ROWS).bit_length() - 1)
+    """Returns the number of rows in a block: so many that a request is worth it, but a lane has many blocks.
+
+    Of large data that is what a request of an object store may hold, of smaller data a power of two.
+    """
+    largest = min(_MAX_BLOCK_BYTES // int(row_bytes), _MAX_BLOCK_ROWS)
+    size = max(num_rows // (num_lanes * _BLOCKS_PER_LANE), _MIN_BLOCK_ROWS)
+    return max(largest, _MIN_BLOCK_ROWS) if size >= largest else 1 << (size.bit_length() - 1)
 
 
 def check_integer(name, value, lowest):

@@ -194,7 +194,7 @@ class FileRows(StoredRows):
 def _read_run(path, compression, offset, num_bytes, num_rows, ignore_errors):
     """Returns `[num_rows]` strings: the records from a byte on, and empty ones for those that are not there.
 
-    With `ignore_errors` those are not there, either, that come after an error, of whatever kind.
+    With `ignore_errors` none of them is there after an error, of whatever kind.
 
     The raw operation is used because it is the only one in TensorFlow that seeks: the header of a
     `FixedLengthRecordDataset` is read, not skipped, and so is what `skip` leaves out. `tf.data.TFRecordDataset` does
@@ -205,11 +205,12 @@ def _read_run(path, compression, offset, num_bytes, num_rows, ignore_errors):
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=path[None], compression_type=compression, buffer_size=num_bytes, byte_offsets=offset[None]
     )
-    reader = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+    batches = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).batch(num_rows)
     if ignore_errors:
-        reader = reader.ignore_errors()
-    reader = reader.concatenate(tf.data.Dataset.from_tensors("")).take(num_rows)
-    stored = reader.batch(num_rows).get_single_element()
+        batches = batches.ignore_errors()
+    # Nothing is done for each record: there are thousands of them in a run.
+    nothing = tf.data.Dataset.from_tensors(tf.zeros([0], tf.string))
+    stored = batches.concatenate(nothing).take(1).get_single_element()
     return tf.concat([stored, tf.fill([num_rows - tf.size(stored, tf.int64)], "")], axis=0)
 
 
