@@ -5,7 +5,6 @@ of them with `--strategy mirrored`; N processes on CPU with `--processes N`. Res
 workers. Options that are not listed here go to the trainer as they are.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -17,6 +16,7 @@ import socket
 import subprocess
 import sys
 
+from launch.command_line import add_job_options, command_text, make_parser, parse_job
 from launch.processes import Command
 from launch.supervision import supervise
 
@@ -147,73 +147,42 @@ def share_out(gpus, processes, strategy, has_own_strategy):
     return tuple(tuple(gpus[index * share : (index + 1) * share]) for index in range(processes))
 
 
-def default_run_dir(gin_files):
-    """Returns `runs/<names of the gin files>`: the same command finds its run again and goes on with it."""
-    names = [os.path.basename(path).removesuffix(".gin") for path in gin_files]
-    return os.path.join("runs", "-".join(names))
-
-
 def dry_run_text(commands):
     """Returns the commands as lines for a shell, with the variables that each gets."""
-    lines = []
-    for command in commands:
-        variables = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
-        lines.append(" ".join([*variables, shlex.join(command.arguments)]))
-    return "\n".join(lines)
+    return "\n".join(command_text(command.arguments, command.environment) for command in commands)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="launch/local.sh",
-        description=__doc__.partition("\n\n")[2],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("launch/local.sh", __doc__)
+    add_job_options(parser)
     add = parser.add_argument
-    add("--gin", action="append", default=[], metavar="FILE", help="a gin file (repeatable); see gin/")
-    add("--gin_param", action="append", default=[], metavar="NAME=VALUE", help="overrides a value (repeatable)")
-    add("--run_dir", metavar="DIR", help="where the run is kept; default: runs/<names of the gin files>")
-    add("--mode", default="train", help="train (default), evaluate, predict, export, plan or replay")
     add("--processes", type=int, metavar="N", help="number of processes; default: one per GPU, else one")
     add("--strategy", choices=("mirrored", "multi_worker"), help="for several GPUs: one process, or one each (default)")
-    add("--max_restarts", type=int, default=3, metavar="N", help="after preemption or a lost worker; default: 3")
     add("--grace_seconds", type=float, default=120, metavar="S", help="to save and stop when asked to; default: 120")
-    add("--dry_run", action="store_true", help="print environment and commands, run nothing")
     return parser
 
 
 def main(arguments=None, *, module="trainer"):
     """Runs the command line; returns the exit code, which is the trainer's."""
     parser = _parser()
-    options, others = parser.parse_known_args(arguments)
-    if not options.gin and options.run_dir is None:
-        parser.error("--gin FILE is needed, for example --gin quickstart.gin")
+    options, trainer_job = parse_job(parser, arguments)
     if options.processes is not None and options.processes < 1:
         parser.error(f"--processes {options.processes}: at least 1")
-    if options.max_restarts < 0:
-        parser.error(f"--max_restarts {options.max_restarts}: at least 0")
-    run_dir = options.run_dir or default_run_dir(options.gin)
-    parameters = list(options.gin_param)
-    has_own_strategy = any(re.match(r"\s*strategy\s*=", text) for text in parameters)
+    has_own_strategy = any(re.match(r"\s*strategy\s*=", text) for text in options.gin_param)
     gpus = visible_gpus(os.environ) if options.mode not in _MODES_OF_ONE_PROCESS else []
     try:
         processes = 1 if options.mode in _MODES_OF_ONE_PROCESS else options.processes
         devices = share_out(gpus, processes, options.strategy, has_own_strategy)
     except ValueError as error:
         parser.error(str(error))
+    parameters = []
     if len(devices) > 1:
         # With TF_CONFIG this is multi_worker; without, whoever looks at the run later needs no cluster.
         parameters.append('strategy="auto"')
     elif options.strategy == "mirrored":
         parameters.append('strategy="mirrored"')
-    trainer_arguments = [
-        *(part for name in options.gin for part in ("--gin", name)),
-        *(part for text in parameters for part in ("--gin_param", text)),
-        *("--run_dir", run_dir, "--mode", options.mode),
-        *others,
-    ]
-    job = Job(tuple(trainer_arguments), devices, module)
-    return _dry_run(job) if options.dry_run else _start(job, run_dir, options)
+    job = Job(trainer_job.arguments(parameters), devices, module)
+    return _dry_run(job) if options.dry_run else _start(job, trainer_job.run_dir, options)
 
 
 def _dry_run(job):
