@@ -1,18 +1,21 @@
 """What the trainer's exit codes say, and what a launcher does about them.
 
-0    finished                        the job ends
-2    wrong configuration or input    the job ends: it would end so again
-70   training failed                 the job ends
-74   storage failed                  the job ends
-75   preempted, state saved          starts again
-128+n, killed by signal n (lost)     starts again
-anything else (a crash)              the job ends
+code                                what happens
+0, finished                         the job ends
+2, wrong configuration or input     the job ends: it would end so again
+70, training failed                 the job ends
+74, storage failed                  the job ends
+75, preempted, state saved          starts again
+124, hung                           starts again; the launcher's own code: it found no sign of life and killed the job
+128 + n, killed by signal n (lost)  starts again
+anything else, a crash              the job ends
 """
 
 import contextlib
 import signal
 
 FINISHED, WRONG_INPUT, FAILED, STORAGE, PREEMPTED = 0, 2, 70, 74, 75
+HUNG = 124
 
 # When the workers of a job end differently, one is the cause and the rest follow from it: a lost worker or a preempted one
 # makes its peers fail, and a fault of the chief's storage or of everyone's configuration comes before a failed collective.
@@ -23,6 +26,7 @@ _MEANINGS = {
     FAILED: "training failed",
     STORAGE: "storage failed",
     PREEMPTED: "preempted, state saved",
+    HUNG: "gave no sign of life",
 }
 
 
@@ -33,7 +37,7 @@ def is_lost(code):
 
 def worth_restarting(code):
     """Returns whether the job may go on when it is started again."""
-    return code == PREEMPTED or is_lost(code)
+    return code in (PREEMPTED, HUNG) or is_lost(code)
 
 
 def signal_name(code):

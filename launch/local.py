@@ -1,10 +1,16 @@
-"""Runs the trainer on this machine: `launch/local.sh --gin quickstart.gin`.
+"""Runs the trainer on this machine: `launch/local.sh [run] --gin quickstart.gin`; also `status`, `logs` and `stop`.
 
 One process on CPU or on one GPU; on several GPUs one process per GPU (MultiWorkerMirroredStrategy), or one for all
 of them with `--strategy mirrored`; N processes on CPU with `--processes N`. Restarts the job after preemption and lost
-workers. Options that are not listed here go to the trainer as they are.
+or hung workers. Options that are not listed here go to the trainer as they are.
+
+    launch/local.sh --gin quickstart.gin --run_dir runs/a --detach   # in the background
+    launch/local.sh status --run_dir runs/a
+    launch/local.sh logs [-f] [WORKER] --run_dir runs/a
+    launch/local.sh stop --run_dir runs/a                            # saves first
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -16,10 +22,21 @@ import socket
 import subprocess
 import sys
 
-from launch.command_line import add_job_options, command_text, make_parser, parse_job
+from launch.attempts import Attempts
+from launch.background import detach, recorded, show_logs, show_status, stop
+from launch.command_line import add_job_options, command_text, default_run_dir, make_parser, parse_job, say
+from launch.exit_codes import WRONG_INPUT
 from launch.processes import Command
+from launch.run_files import job_folder
 from launch.supervision import supervise
 
+_SCRIPT = "launch/local.sh"
+_VERBS = {
+    "run": "runs the trainer",
+    "status": "Tells what a run does: step, time left, attempts, and the share of the time that was not lost.",
+    "logs": "Shows the log of a job in the background, or of a worker of several.",
+    "stop": "Lets a job on this machine save and stop, and waits for it.",
+}
 _MODES_OF_ONE_PROCESS = ("predict", "export", "plan", "replay")
 
 
@@ -153,17 +170,22 @@ def dry_run_text(commands):
 
 
 def _parser():
-    parser = make_parser("launch/local.sh", __doc__)
+    parser = make_parser(_SCRIPT, __doc__)
     add_job_options(parser)
     add = parser.add_argument
     add("--processes", type=int, metavar="N", help="number of processes; default: one per GPU, else one")
     add("--strategy", choices=("mirrored", "multi_worker"), help="for several GPUs: one process, or one each (default)")
+    add("--detach", action="store_true", help="run in the background; `status`, `logs` and `stop` find it again")
     add("--grace_seconds", type=float, default=120, metavar="S", help="to save and stop when asked to; default: 120")
     return parser
 
 
 def main(arguments=None, *, module="trainer"):
     """Runs the command line; returns the exit code, which is the trainer's."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb = arguments.pop(0) if arguments[:1] and arguments[0] in _VERBS else "run"
+    if verb != "run":
+        return _look_after(verb, arguments)
     parser = _parser()
     options, trainer_job = parse_job(parser, arguments)
     if options.processes is not None and options.processes < 1:
@@ -182,7 +204,37 @@ def main(arguments=None, *, module="trainer"):
     elif options.strategy == "mirrored":
         parameters.append('strategy="mirrored"')
     job = Job(trainer_job.arguments(parameters), devices, module)
-    return _dry_run(job) if options.dry_run else _start(job, trainer_job.run_dir, options)
+    if options.dry_run:
+        return _dry_run(job)
+    if importlib.util.find_spec("tensorflow") is None:
+        install = f"{shlex.quote(sys.executable)} -m pip install bert-trainer"
+        say(f"TensorFlow is not installed for {sys.executable}. Install: {install}")
+        return WRONG_INPUT
+    if options.detach:
+        own = [argument for argument in arguments if argument != "--detach"]
+        return detach("launch.local", own, trainer_job.run_dir, _SCRIPT)
+    with recorded(trainer_job.run_dir) as ended:
+        code = _start(job, trainer_job.run_dir, options)
+        ended(code)
+    return code
+
+
+def _look_after(verb, arguments):
+    """Runs `status`, `logs` or `stop`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"{_SCRIPT} {verb}", description=_VERBS[verb], allow_abbrev=False)
+    add = parser.add_argument
+    add("--gin", action="append", default=[], metavar="FILE", help="finds the default run directory, as for run")
+    add("--run_dir", metavar="DIR", help="the run directory")
+    if verb == "logs":
+        add("worker", nargs="?", type=int, help="number of a worker of several")
+        add("-f", "--follow", action="store_true", help="go on until the job ends")
+    options = parser.parse_args(arguments)
+    if not options.gin and options.run_dir is None:
+        parser.error("--run_dir DIR is needed, or the --gin FILE of the run")
+    run_dir = options.run_dir or default_run_dir(options.gin)
+    if verb == "status":
+        return show_status(run_dir, _SCRIPT)
+    return stop(run_dir) if verb == "stop" else show_logs(run_dir, options.worker, options.follow)
 
 
 def _dry_run(job):
@@ -194,15 +246,12 @@ def _dry_run(job):
 
 
 def _start(job, run_dir, options):
-    if importlib.util.find_spec("tensorflow") is None:
-        install = f"{shlex.quote(sys.executable)} -m pip install bert-trainer"
-        print(f"launch: TensorFlow is not installed for {sys.executable}. Install: {install}", file=sys.stderr)
-        return 2
-    log_folder = os.path.join(run_dir, "logs") if "://" not in run_dir else os.path.join("runs", "logs")
+    folder = job_folder(run_dir, os.environ)
+    log_folder = os.path.join(folder, "logs")
     if len(job.devices) > 1:
-        print(f"launch: {len(job.devices)} processes, logs in {log_folder}", file=sys.stderr, flush=True)
+        say(f"{len(job.devices)} processes, logs in {log_folder}")
     if options.run_dir is None:
-        print(f"launch: run directory {run_dir}", file=sys.stderr, flush=True)
+        say(f"run directory {run_dir}")
     held = []
 
     def commands(_):
@@ -212,7 +261,11 @@ def _start(job, run_dir, options):
         return make_commands(job, [holder.getsockname()[1] for holder in held])
 
     return supervise(
-        commands, log_folder=log_folder, max_restarts=options.max_restarts, grace_seconds=options.grace_seconds
+        commands,
+        log_folder=log_folder,
+        max_restarts=options.max_restarts,
+        grace_seconds=options.grace_seconds,
+        attempts=Attempts(folder) if options.mode == "train" else None,
     )
 
 

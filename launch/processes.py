@@ -10,6 +10,7 @@ import threading
 import time
 
 from launch import keeper
+from launch.heartbeats import Heartbeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Workers:
         self._grace_seconds = grace_seconds
         self._pipe, self._held_end = os.pipe()
         self._processes, self._pumps = [], []
+        self._heartbeats = Heartbeats()
         try:
             for index, command in enumerate(commands):
                 self._start(index, command, log_folder if len(commands) > 1 else None, len(commands) > 1)
@@ -49,7 +51,7 @@ class Workers:
             raise
 
     def _start(self, index, command, log_folder, is_piped):
-        environment = {**os.environ, **command.environment}
+        environment = {**os.environ, **self._heartbeats.environment(index), **command.environment}
         environment = {name: value for name, value in environment.items() if value is not None}
         process = subprocess.Popen(
             [sys.executable, keeper.__file__, str(self._pipe), str(self._grace_seconds), *command.arguments],
@@ -70,6 +72,16 @@ class Workers:
         """Returns each worker's exit code: None while it runs, 128 + n if signal n killed it."""
         codes = [process.poll() for process in self._processes]
         return [128 - code if code is not None and code < 0 else code for code in codes]
+
+    def overdue(self):
+        """Returns the numbers of the workers that run and should have given a sign of life some time ago."""
+        running = [index for index, code in enumerate(self.codes()) if code is None]
+        return [index for index in running if self._heartbeats.is_overdue(index)]
+
+    def step(self):
+        """Returns the last step that a worker is known to have done, or None."""
+        steps = [self._heartbeats.of(index).step for index in range(len(self._processes))]
+        return max((step for step in steps if step is not None), default=None)
 
     def send(self, number):
         """Sends a signal to every worker that runs (not to the processes that a worker itself started)."""
@@ -102,6 +114,7 @@ class Workers:
             pump.join(timeout=5)  # a process that left the group may hold the pipe open
         for end in (self._pipe, self._held_end):
             os.close(end)
+        self._heartbeats.close()
 
 
 def _wait_for_end_of_group(group, deadline):

@@ -9,10 +9,12 @@ import signal
 import time
 
 from launch.command_line import say
-from launch.exit_codes import PREEMPTED, cause, is_lost, signal_name, worth_restarting
+from launch.exit_codes import HUNG, PREEMPTED, cause, describe, is_lost, signal_name, worth_restarting
 from launch.processes import Workers
 
 _POLL_SECONDS = 0.1
+_CHECK_SECONDS = 1.0  # how often to look whether workers give signs of life
+_SEE_SECONDS = 30.0  # how often to note in the record that the attempt runs
 _SETTLE_SECONDS = 1.0  # how long to look for the cause before the others are stopped
 _HURRY_SECONDS = 5.0  # what a second Ctrl-C leaves
 
@@ -25,49 +27,77 @@ def supervise(
     grace_seconds=120.0,
     takedown_seconds=10.0,
     backoff_seconds=1.0,
+    attempts=None,
 ):
-    """Runs a job to its end, restarting it after preemption and lost workers.
+    """Runs a job to its end, restarting it after preemption, lost and hung workers.
 
-    SIGTERM, SIGHUP and a first SIGINT (Ctrl-C) go on to the workers, which save and stop within the grace time; a
-    second SIGINT leaves them 5 seconds, a third none. No process of the job is left when this returns, nor when this
-    process is killed.
+    It is given up when it was started again `max_restarts` times without getting any further, or was lost twice in a row
+    at the same step. SIGTERM, SIGHUP and a first SIGINT (Ctrl-C) go on to the workers, which save and stop within the
+    grace time; a second SIGINT leaves them 5 seconds, a third none. No process of the job is left when this returns, nor
+    when this process is killed.
 
     Args:
         make_commands: a function from the attempt's number (0 the first) to a list of `launch.processes.Command`, one
             per worker; called for every attempt, so that each gets fresh ports.
         log_folder: where the logs of several workers are kept.
-        max_restarts: how often the job may be started again.
+        max_restarts: how often in a row the job may be started again without a step more than it had.
         grace_seconds: how long workers may take to save and stop when this process is asked to stop.
         takedown_seconds: how long they may take when one of them is lost; there is no one left to save with.
-        backoff_seconds: the wait before the first restart; it doubles with each, up to a minute.
+        backoff_seconds: the wait before the first restart; it doubles with each in a row, up to a minute.
+        attempts: `launch.attempts.Attempts` to keep a record in, or None.
 
     Returns:
         The exit code of the job: the trainer's.
     """
+    farthest, lost_at, in_a_row, number = None, None, 0, 0
     with _StopRequests() as stop:
-        for attempt in range(max_restarts + 1):
-            workers = Workers(make_commands(attempt), log_folder, grace_seconds)
-            try:
-                code = _run(workers, stop, grace_seconds, takedown_seconds)
-            finally:
-                workers.close()
+        while True:
+            code, step = _attempt(make_commands(number), stop, log_folder, grace_seconds, takedown_seconds, attempts)
+            number += 1
             if stop.signals or not worth_restarting(code):
                 return code
-            lost = f"a worker was lost ({signal_name(code)})"
-            reason = "the job was preempted and saved its state" if code == PREEMPTED else lost
-            if attempt == max_restarts:
-                say(f"{reason}; not started again after {max_restarts} restarts (--max_restarts)")
+            reason = _reason(code)
+            if code != PREEMPTED and step is not None and step == lost_at:
+                say(
+                    f"{reason} at step {step}, as the time before: not started again. --mode replay --step {step + 1} looks"
+                )
                 return code
-            wait = min(60.0, backoff_seconds * 2**attempt)
-            say(f"{reason}; starting again in {wait:g} s (restart {attempt + 1} of {max_restarts})")
+            lost_at = None if code == PREEMPTED else step
+            if step is not None and (farthest is None or step > farthest):
+                farthest, in_a_row = step, 0
+            if in_a_row == max_restarts:
+                say(f"{reason}; not started again after {max_restarts} restarts without progress (--max_restarts)")
+                return code
+            wait = min(60.0, backoff_seconds * 2**in_a_row)
+            in_a_row += 1
+            say(f"{reason}; starting again in {wait:g} s (restart {in_a_row} of {max_restarts})")
             if stop.wait(wait):
                 return PREEMPTED
-    raise AssertionError("the loop always returns")
 
 
-def _run(workers, stop, grace_seconds, takedown_seconds):
+def _attempt(commands, stop, log_folder, grace_seconds, takedown_seconds, attempts):
+    """Runs a job once; returns (its exit code, the last step known to be done or None)."""
+    number = attempts.begin() if attempts else None
+    workers = Workers(commands, log_folder, grace_seconds)
+
+    def see():
+        if attempts:
+            attempts.see(number, workers.step())
+
+    try:
+        code = _run(workers, stop, grace_seconds, takedown_seconds, see)
+        step = workers.step()
+    finally:
+        workers.close()
+    if attempts:
+        attempts.end(number, code, step, describe(code))
+    return code, step
+
+
+def _run(workers, stop, grace_seconds, takedown_seconds, see):
     """Watches the workers of one attempt until they have ended or their time is over; returns the job's exit code."""
     forwarded, deadline, first = 0, math.inf, None
+    seen_at = checked_at = time.monotonic()
     while None in (codes := workers.codes()) and time.monotonic() < deadline:
         for number in stop.signals[forwarded:]:
             forwarded += 1
@@ -85,11 +115,28 @@ def _run(workers, stop, grace_seconds, takedown_seconds):
                 workers.send(signal.SIGTERM)
             # A preempted worker's peers are saving the same step; a lost worker's peers can only be stopped.
             deadline = min(deadline, time.monotonic() + (grace_seconds if first == PREEMPTED else takedown_seconds))
+        if first is None and time.monotonic() - checked_at > _CHECK_SECONDS:
+            checked_at = time.monotonic()
+            if overdue := workers.overdue():
+                first = HUNG
+                names = ", ".join(f"worker {index}" for index in overdue)
+                say(f"no sign of life from {names}: stopping the job; stacks of the threads lie in the run directory")
+                workers.send(signal.SIGTERM)
+                deadline = min(deadline, time.monotonic() + takedown_seconds)
+        if time.monotonic() - seen_at > _SEE_SECONDS:
+            seen_at = time.monotonic()
+            see()
         time.sleep(_POLL_SECONDS)
     codes = workers.codes()
-    if None in codes:
+    if None in codes and first != HUNG:
         say("the time to stop is over: killing what is left")
     return cause(codes) if first is None else first
+
+
+def _reason(code):
+    if code == PREEMPTED:
+        return "the job was preempted and saved its state"
+    return "the job hung" if code == HUNG else f"a worker was lost ({signal_name(code)})"
 
 
 def _ended(codes):

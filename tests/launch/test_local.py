@@ -112,7 +112,7 @@ def test_job_starts_again_after_preemption_and_after_a_lost_worker():
 
 def test_job_is_given_up_after_max_restarts(capfd):
     assert attempts([script("raise SystemExit(75)")], max_restarts=2) == (75, 3)
-    assert "not started again after 2 restarts (--max_restarts)" in capfd.readouterr().err
+    assert "not started again after 2 restarts without progress (--max_restarts)" in capfd.readouterr().err
     assert attempts([script("import os; os.kill(os.getpid(), 11)")], max_restarts=0) == (128 + 11, 1)
 
 

@@ -14,6 +14,7 @@ from trainer.errors import InputError, Preempted, StorageFailed, TrainingFailed
 from trainer.training.best_checkpoint import BestCheckpoint, check_best_metric
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import evaluation_weights, use_evaluation_weights
+from trainer.training.heartbeat import Heartbeat
 from trainer.training.interruption import Interruption
 from trainer.training.starvation import StarvationWatch
 from trainer.training.telemetry import Telemetry
@@ -149,7 +150,8 @@ class TrainingRun:
         directory.write_status("starting", progress.step, run.steps)
         with contextlib.ExitStack() as stack:
             interruption = stack.enter_context(Interruption(report=self.telemetry.note))
-            watchdog = stack.enter_context(Watchdog(run.watchdog_seconds, directory.path, self.telemetry.note))
+            watchdog = Watchdog(run.watchdog_seconds, directory.path, self.telemetry.note, Heartbeat.from_environment())
+            stack.enter_context(watchdog)
             try:
                 if progress.step < run.steps:
                     with watchdog.allowance(self._allowance):
@@ -171,12 +173,15 @@ class TrainingRun:
                     raise
                 raise explained from error
             except Preempted as error:
-                directory.write_status("preempted", progress.step, run.steps, str(error))
+                rate = self.telemetry.seconds_per_step
+                directory.write_status("preempted", progress.step, run.steps, str(error), seconds_per_step=rate)
                 raise
             except (Exception, KeyboardInterrupt) as error:
                 directory.write_status("failed", progress.step, run.steps, str(error) or type(error).__name__)
                 raise
-            directory.write_status("finished", progress.step, run.steps)
+            directory.write_status(
+                "finished", progress.step, run.steps, seconds_per_step=self.telemetry.seconds_per_step
+            )
 
     @property
     def _allowance(self):
@@ -337,7 +342,9 @@ class TrainingRun:
         now = time.monotonic()
         if now - progress.status_at >= _STATUS_EVERY_SECONDS:
             progress.status_at = now
-            self.directory.write_status("training", progress.step, run.steps)
+            self.directory.write_status(
+                "training", progress.step, run.steps, seconds_per_step=self.telemetry.seconds_per_step
+            )
 
     def _peak_memory_bytes(self):
         """Returns the most memory that was in use: of the first GPU, else of this process on the host."""

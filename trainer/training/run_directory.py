@@ -108,7 +108,7 @@ class RunDirectory:
         """Folder of data prepared by the run itself."""
         return storage.join(self.path, "data")
 
-    def write_status(self, state, step, total, last_error=None):
+    def write_status(self, state, step, total, last_error=None, seconds_per_step=None):
         """Writes `status.json` atomically; the caller decides how often.
 
         Args:
@@ -116,6 +116,7 @@ class RunDirectory:
             step: optimizer steps done.
             total: optimizer steps in the whole run.
             last_error: message of the last error, or None.
+            seconds_per_step: of training alone, without compilation, evaluation and saving; None if not known.
 
         Returns:
             Whether it was written.
@@ -130,6 +131,7 @@ class RunDirectory:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "last_error": None if last_error is None else str(last_error),
+            "seconds_per_step": seconds_per_step,
         }
         try:
             storage.write_json(self.status_path, status)

@@ -117,6 +117,12 @@ class Telemetry:
             seconds_per_step = self._batch / examples_per_second if examples_per_second else None
             self._display.step(last, examples_per_second, last.get("tokens_per_second"), seconds_per_step)
 
+    @property
+    def seconds_per_step(self):
+        """Wall time that a step has taken on average, without compilation, evaluation and saving; None before any."""
+        steps = self._train_examples / self._batch
+        return (self._train_seconds - self._window_seconds) / steps if steps else None
+
     def evaluation(self, step, metrics):
         """Takes the result of an evaluation: dict of names -> numbers."""
         record = {"step": int(step), "kind": "eval", **metrics}

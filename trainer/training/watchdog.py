@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from trainer import storage
 from trainer.errors import InputError, StorageFailed
+from trainer.training.heartbeat import Heartbeat
 
 _STORAGE_ERRORS = (OSError, tf.errors.OpError, StorageFailed)
 
@@ -29,14 +30,16 @@ class Watchdog:
         timeout_seconds: how long without a beat is too long; also the least time between two files.
         folder: where the files go, local or `gs://`.
         report: callable that shows one line to a person.
+        heartbeat: `Heartbeat`, told of every beat and of when the next one is due.
     """
 
-    def __init__(self, timeout_seconds, folder, report=print):
+    def __init__(self, timeout_seconds, folder, report=print, heartbeat=None):
         if not timeout_seconds > 0:
             raise InputError(f"the watchdog's timeout_seconds must be positive, got {timeout_seconds}")
         self._timeout_seconds = float(timeout_seconds)
         self._folder = str(folder)
         self._report = report
+        self._heartbeat = heartbeat or Heartbeat(None)
         self._condition = threading.Condition()
         self._running = False
         self._thread = None
@@ -78,6 +81,7 @@ class Watchdog:
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
         self._close_file()
+        self._heartbeat.write(float("inf"), self._step)
 
     def beat(self, step):
         """Says that a step has ended.
@@ -113,6 +117,7 @@ class Watchdog:
     def _restart_clock(self):
         self._last_beat = now = time.monotonic()
         self._deadline = now + (self._allowances[-1] if self._allowances else self._timeout_seconds)
+        self._heartbeat.write(self._deadline, self._step)
 
     def _watch(self):
         """Winds the timer up again four times a timeout, and reports when it has gone off."""
