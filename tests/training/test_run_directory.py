@@ -21,7 +21,7 @@ def test_status_tells_what_the_run_does(tmp_path):
     run = RunDirectory(tmp_path / "run")
     assert run.write_status("training", np.int64(3), 10)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert set(status) == {"state", "step", "total", "updated_at", "host", "pid", "last_error"}
+    assert set(status) == {"state", "step", "total", "updated_at", "host", "pid", "last_error", "seconds_per_step"}
     assert (status["state"], status["step"], status["total"], status["pid"]) == ("training", 3, 10, os.getpid())
     assert status["updated_at"].endswith("+00:00") and status["last_error"] is None
 

@@ -16,6 +16,7 @@ from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation_weights import evaluation_weights, use_evaluation_weights
 from trainer.training.heartbeat import Heartbeat
 from trainer.training.interruption import Interruption
+from trainer.training.preemption_notice import preemption_watchers
 from trainer.training.starvation import StarvationWatch
 from trainer.training.telemetry import Telemetry
 from trainer.training.watchdog import Watchdog
@@ -149,7 +150,8 @@ class TrainingRun:
         progress = _Progress(max(self.checkpoints.steps(), default=0))
         directory.write_status("starting", progress.step, run.steps)
         with contextlib.ExitStack() as stack:
-            interruption = stack.enter_context(Interruption(report=self.telemetry.note))
+            interruption = Interruption(watchers=preemption_watchers(), report=self.telemetry.note)
+            stack.enter_context(interruption)
             watchdog = Watchdog(run.watchdog_seconds, directory.path, self.telemetry.note, Heartbeat.from_environment())
             stack.enter_context(watchdog)
             try:
