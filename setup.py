@@ -54,7 +54,7 @@ EXTRAS = {
 }
 if os.environ.get("BERT_TRAINER_ACCELERATOR") == "tpu":
     # There is no extra of this name otherwise: with plain TensorFlow beside it, tensorflow-tpu would break both.
-    EXTRAS["tpu"] = ["tensorflow-tpu>=2.19,<2.21"]
+    EXTRAS["tpu"] = ["tensorflow-tpu>=2.18,<2.21"]
 else:
     REQUIREMENTS = TENSORFLOW + REQUIREMENTS
 
