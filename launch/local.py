@@ -176,6 +176,7 @@ def _parser():
     add("--processes", type=int, metavar="N", help="number of processes; default: one per GPU, else one")
     add("--strategy", choices=("mirrored", "multi_worker"), help="for several GPUs: one process, or one each (default)")
     add("--detach", action="store_true", help="run in the background; `status`, `logs` and `stop` find it again")
+    add("--once", action="store_true", help="start it once and keep no record: for launchers that do both themselves")
     add("--grace_seconds", type=float, default=120, metavar="S", help="to save and stop when asked to; default: 120")
     return parser
 
@@ -210,9 +211,13 @@ def main(arguments=None, *, module="trainer"):
         install = f"{shlex.quote(sys.executable)} -m pip install bert-trainer"
         say(f"TensorFlow is not installed for {sys.executable}. Install: {install}")
         return WRONG_INPUT
+    if options.detach and options.once:
+        parser.error("--once keeps no record by which --detach could find the job again")
     if options.detach:
         own = [argument for argument in arguments if argument != "--detach"]
         return detach("launch.local", own, trainer_job.run_dir, _SCRIPT)
+    if options.once:
+        return _start(job, trainer_job.run_dir, options)
     with recorded(trainer_job.run_dir) as ended:
         code = _start(job, trainer_job.run_dir, options)
         ended(code)
@@ -263,9 +268,9 @@ def _start(job, run_dir, options):
     return supervise(
         commands,
         log_folder=log_folder,
-        max_restarts=options.max_restarts,
+        max_restarts=0 if options.once else options.max_restarts,
         grace_seconds=options.grace_seconds,
-        attempts=Attempts(folder) if options.mode == "train" else None,
+        attempts=Attempts(folder) if options.mode == "train" and not options.once else None,
     )
 
 

@@ -66,7 +66,8 @@ def supervise(
             if step is not None and (farthest is None or step > farthest):
                 farthest, in_a_row = step, 0
             if in_a_row == max_restarts:
-                say(f"{reason}; not started again after {max_restarts} restarts without progress (--max_restarts)")
+                after = f" after {max_restarts} restarts without progress (--max_restarts)" if max_restarts else ""
+                say(f"{reason}; not started again{after}")
                 return code
             wait = min(60.0, backoff_seconds * 2**in_a_row)
             in_a_row += 1

@@ -233,7 +233,7 @@ def _show_plan(gcloud, settings, job, options):
     if not options.remote_python:
         print("on worker 0")
     python = options.remote_python or "python"
-    trainer = [python, "-m", "launch.local", "run", "--max_restarts", "0", *job.arguments()]
+    trainer = [python, "-m", "launch.local", "run", "--once", *job.arguments()]
     print(f"  {command_text(trainer, dict(text.split('=', 1) for text in options.env))}")
 
 
@@ -399,7 +399,7 @@ def _logs(machine, follow):
             say(status["error"])
             return exit_code_of(GcloudError("transient", ""))
         while position < status.get("log_bytes", 0):
-            content = machine.run(f"log {position}").text.encode()
+            content = machine.log(position)
             if not content:
                 break
             position += len(content)

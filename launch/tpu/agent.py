@@ -7,6 +7,7 @@ the commands themselves never hold any of it. `start` leaves a process of its ow
 launcher and the person's laptop; it keeps the process group of the trainer, its log and how it ended in files.
 """
 
+import base64
 import contextlib
 import fcntl
 import glob
@@ -166,6 +167,16 @@ def status():
     return state | {"job": (read("job.json") or {}).get("key")}
 
 
+def log(offset):
+    """Returns the bytes of the log from a place on; some of them, if there are many."""
+    try:
+        with open(path("log.txt"), "rb") as file:
+            file.seek(offset)
+            return file.read(_LOG_BYTES)
+    except OSError:
+        return b""
+
+
 def stop():
     """Lets the trainer save and stop, then makes sure that nothing of it is left; returns an exit code."""
     state = status()
@@ -192,9 +203,7 @@ def main(arguments):
     if verb == "status":
         print(json.dumps(status()))
     elif verb == "log":
-        with contextlib.suppress(OSError), open(path("log.txt"), "rb") as file:
-            file.seek(int(arguments[1]))
-            sys.stdout.buffer.write(file.read(_LOG_BYTES))
+        print(json.dumps({"log": base64.b64encode(log(int(arguments[1]))).decode()}))
     elif verb == "stop":
         return stop()
     elif verb == "setup":

@@ -1,11 +1,16 @@
 """Google's command `gcloud`: the argument lists for Cloud TPU, and what its answers mean."""
 
+import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import time
 
 LABEL = "bert-trainer"
+# gcloud itself waits for a dead machine for ever; without the last, it refuses one whose host key it could not ask for once.
+_SSH = ("ConnectTimeout=20", "ServerAliveInterval=15", "ServerAliveCountMax=4")
 _TRANSIENT = (
     "UNAVAILABLE",
     "503",
@@ -16,6 +21,8 @@ _TRANSIENT = (
     "Connection reset",
     "Connection refused",
     "INTERNAL",
+    "ConnectionError",
+    "network connectivity",
 )
 _TIMEOUT_SECONDS = 300
 
@@ -56,13 +63,13 @@ class Gcloud:
 
     Args:
         project: the project; None for the one that gcloud is configured with.
-        run: callable as `subprocess.run`.
+        run: callable `(arguments, seconds) -> subprocess.CompletedProcess`.
         attempts: how often a transient error is tried again.
     """
 
-    def __init__(self, project=None, run=subprocess.run, attempts=5):
+    def __init__(self, project=None, run=None, attempts=5):
         self._project = project
-        self._run = run
+        self._run = run or _run
         self._attempts = attempts
 
     def command(self, *arguments):
@@ -83,9 +90,7 @@ class Gcloud:
         attempts = attempts or self._attempts
         for attempt in range(attempts):
             try:
-                answer = self._run(
-                    self.command(*arguments), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
-                )
+                answer = self._run(self.command(*arguments), timeout)
             except FileNotFoundError:
                 raise GcloudError(
                     "missing", "the command gcloud is not here: cloud.google.com/sdk/docs/install"
@@ -167,21 +172,36 @@ class Gcloud:
         Args:
             name, zone: of the machine.
             worker: number of one of its machines, or `all`.
-            command: one of `remote.COMMANDS`, which hold nothing that a person wrote.
+            command: one of `remote.command`, which hold nothing that a person wrote.
         """
-        return [
-            "compute",
-            "tpus",
-            "tpu-vm",
-            "ssh",
-            name,
-            f"--zone={zone}",
-            f"--worker={worker}",
-            f"--command={command}",
-        ]
+        flags = [*(f"--ssh-flag=-o {option}" for option in _SSH), "--strict-host-key-checking=no"]
+        where = [name, f"--zone={zone}", f"--worker={worker}"]
+        return ["compute", "tpus", "tpu-vm", "ssh", *where, *flags, f"--command={command}"]
 
     @staticmethod
     def copy_arguments(folder, name, zone, target):
         """Returns the arguments that copy a folder to all machines."""
         copied = ["--recurse", folder, f"{name}:{target}", f"--zone={zone}", "--worker=all"]
-        return ["compute", "tpus", "tpu-vm", "scp", *copied]
+        flags = [*(f"--scp-flag=-o {option}" for option in _SSH), "--strict-host-key-checking=no"]
+        return ["compute", "tpus", "tpu-vm", "scp", *copied, *flags]
+
+
+def _run(arguments, seconds):
+    """Runs a command; when its time is over, or it is interrupted, the `ssh` that it started is ended with it."""
+    process = subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)

@@ -3,6 +3,7 @@
 No command holds what a person wrote: names are validated, all else is in `job.json`.
 """
 
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -135,7 +136,7 @@ class Bundle:
             "allow_cpu": self.allow_cpu,
             "environment": dict(text.split("=", 1) for text in self.environment),
             # The launcher decides about restarts, in one place.
-            "arguments": ["run", "--max_restarts", "0", *trainer_job.arguments()],
+            "arguments": ["run", "--once", *trainer_job.arguments()],
         }
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         return job | {"key": hashlib.sha256(json.dumps([job, digests]).encode()).hexdigest()[:16]}
@@ -189,17 +190,28 @@ class RemoteMachine:
         if not answer.reached:
             missing = "No such file" in answer.error or "can't open file" in answer.error
             return {"state": "none"} if missing else {"state": "unreachable", "error": answer.error}
-        for line in reversed(answer.text.splitlines()):
-            try:
-                status = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(status, dict) and "state" in status:
-                return status
-        return {"state": "unreachable", "error": f"the agent said {answer.text[-200:]!r}"}
+        status = _find(answer.text, "state")
+        return status or {"state": "unreachable", "error": f"the agent said {answer.text[-200:]!r}"}
+
+    def log(self, offset):
+        """Returns bytes of the trainer's log from a place on; none if there are none, or the machine does not answer."""
+        found = _find(self.run(f"log {offset}").text, "log")
+        return base64.b64decode(found["log"]) if found else b""
 
     def _call(self, arguments):
         try:
             return Answer(True, self._gcloud.call(*arguments, timeout=_SSH_SECONDS, attempts=1))
         except GcloudError as error:
             return Answer(False, error=str(error))
+
+
+def _find(text, name):
+    """Returns the last line that is a JSON object with an entry of a name; gcloud says things of its own besides."""
+    for line in reversed(text.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and name in found:
+            return found
+    return None

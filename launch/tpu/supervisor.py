@@ -187,8 +187,9 @@ class Supervisor:
         if self._lasts("wait", self.settings.wait_seconds):
             self._zones_tried += 1
             self._since.pop("wait")
-            if len(self.settings.zones) > 1:
-                say(f"no machine in {zone} after {duration(self.settings.wait_seconds)}: trying the next zone")
+            # Spot machines have been seen to stay in PROVISIONING for ever.
+            if len(self.settings.zones) > 1 or request == "PROVISIONING":
+                say(f"no machine in {zone} after {duration(self.settings.wait_seconds)}: asking again")
                 self._delete(zone)
                 return
             say(f"no machine in {zone} after {duration(self.settings.wait_seconds)}; waiting on (Ctrl-C ends it)")
@@ -383,9 +384,8 @@ class Supervisor:
         if size < self._log_at:  # another machine's log
             self._log_at = 0
         while self._log_at < size:
-            answer = machine.run(f"log {self._log_at}")
-            content = answer.text.encode()
-            if not answer.reached or not content:
+            content = machine.log(self._log_at)
+            if not content:
                 return
             self._log_at += len(content)
             self._show(content)

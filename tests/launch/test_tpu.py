@@ -128,12 +128,12 @@ def test_errors_of_gcloud_are_told_apart(text, kind):
 
 
 class Recorded:
-    """Stands in for `subprocess.run`: notes the arguments, gives answers in turn."""
+    """Stands in for running commands: notes the arguments, gives answers in turn."""
 
     def __init__(self, *answers):
         self.answers, self.calls = list(answers), []
 
-    def __call__(self, arguments, **options):
+    def __call__(self, arguments, seconds):
         self.calls.append(arguments)
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
