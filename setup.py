@@ -40,6 +40,7 @@ EXTRAS = {
         "trustme>=1.2",
         "gcp-storage-emulator==2026.7.19",  # tests/gcs calls its handlers
         "optax",
+        "optuna>=4",
         "scikit-learn",
         # Architectures and weights are compared with its models, which needs a CPU build of torch besides: .ci/run installs
         # one. Not this list, because torch from PyPI brings CUDA and Triton, which crashes where TensorFlow is loaded.
@@ -48,6 +49,8 @@ EXTRAS = {
     # tools.prepare_data: corpora beyond one machine, and texts of some languages alone.
     "beam": ["apache-beam>=2.70"],
     "languages": ["py3langid>=0.4"],
+    # launch/sweep.sh --search.
+    "sweep": ["optuna>=4"],
     # Peers that tools/benchmark compares with and that can live beside the trainer. Model Garden and bert4keras cannot:
     # they ask for other versions of TensorFlow and Keras; docs/benchmarks.md says how to install them elsewhere.
     "bench": ["keras-hub", "transformers>=5", "torch"],
@@ -71,6 +74,6 @@ setup(
     packages=[*find_packages(include=["trainer*", "launch*", "tools*"]), "trainer.gin_files"],
     # The gin files lie beside the code, where people look for them; a wheel carries them inside the package.
     package_dir={"trainer.gin_files": "gin"},
-    package_data={"trainer.gin_files": ["*.gin", "*/*.gin"], "launch": ["*.sh"]},
+    package_data={"trainer.gin_files": ["*.gin", "*/*.gin"], "launch": ["*.sh"], "launch.sweep": ["report.html"]},
     include_package_data=False,
 )
