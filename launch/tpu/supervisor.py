@@ -93,22 +93,35 @@ class Supervisor:
         """Keeps the job going to its end; returns the trainer's exit code, or 75 if the budget is spent."""
         self._fetch_attempts()
         while True:
-            request, node = self._look()
-            if (zone := self._zone) is None:
-                zone = self.settings.zones[self._zones_tried % len(self.settings.zones)]
-            action = decide(request, node, is_lost=self._lasts("lost", self.settings.lost_seconds))
-            if action != Action.WAIT:
-                self._since.pop("wait", None)
-            code = {
-                Action.CREATE: self._create,
-                Action.WAIT: self._wait,
-                Action.WAIT_FOR_REPAIR: self._wait_for_repair,
-                Action.USE: self._use,
-                Action.RECREATE: self._recreate,
-                Action.WAIT_UNTIL_GONE: self._wait_until_gone,
-            }[action](zone, request, node)
+            try:
+                code = self._go_on()
+            except GcloudError as error:
+                if error.kind != "transient":
+                    raise
+                # This computer is offline, or Google is: the job goes on meanwhile.
+                self._tell(f"Google does not answer: {_first_line(error)}; trying again")
+                self._pause()
+                continue
             if code is not None:
                 return code
+
+    def _go_on(self):
+        """Looks, and does what the states ask for; returns the exit code, None to go on."""
+        request, node = self._look()
+        if (zone := self._zone) is None:
+            zone = self.settings.zones[self._zones_tried % len(self.settings.zones)]
+        action = decide(request, node, is_lost=self._lasts("lost", self.settings.lost_seconds))
+        if action != Action.WAIT:
+            self._since.pop("wait", None)
+        do = {
+            Action.CREATE: self._create,
+            Action.WAIT: self._wait,
+            Action.WAIT_FOR_REPAIR: self._wait_for_repair,
+            Action.USE: self._use,
+            Action.RECREATE: self._recreate,
+            Action.WAIT_UNTIL_GONE: self._wait_until_gone,
+        }
+        return do[action](zone, request, node)
 
     # Looking.
 

@@ -208,6 +208,21 @@ def test_no_room_anywhere_is_tried_again_and_given_up_at_last(job):
     assert not cloud.created and len(job.waits) == 2 and job.waits[1] > job.waits[0]
 
 
+def test_job_outlives_a_time_without_network(job, capsys):
+    cloud = Cloud()
+    original, failures = cloud.describe_request, [2, 5, 6]
+    calls = iter(range(100))
+
+    def describe_request(name, zone):
+        if next(calls) in failures:
+            raise GcloudError("transient", "gcloud crashed (ConnectionError)")
+        return original(name, zone)
+
+    cloud.describe_request = describe_request
+    assert job(cloud, Machine(["none", "running", "running", 0])).run() == 0
+    assert len(cloud.created) == 1 and "Google does not answer" in capsys.readouterr().err
+
+
 def test_what_is_not_allowed_ends_at_once(job):
     cloud = Cloud(refusals={"us-west1-c": [GcloudError("permission", "PERMISSION_DENIED")]})
     with pytest.raises(GcloudError, match="PERMISSION_DENIED"):
