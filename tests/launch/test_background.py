@@ -5,15 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from waiting import DEADLINE_SECONDS, eventually
 
 from launch import background
 from launch.run_files import job_folder, read_status
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-DEADLINE_SECONDS = 60
 # Stands in for the launcher: takes its time until it is told to stop.
 LAUNCHER = """
 import signal, sys, time
@@ -26,14 +25,6 @@ with recorded(sys.argv[1]) as ended:
         time.sleep(0.02)
     ended(75)
 """
-
-
-def eventually(condition, what):
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture

@@ -7,17 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+from waiting import DEADLINE_SECONDS, eventually
 
 from launch import local
 from launch.processes import Command
 from launch.supervision import supervise
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-DEADLINE_SECONDS = 60
 
 # Starts a process of its own that ignores SIGTERM, writes both process ids, then waits until it is told to stop.
 WAITING = """
@@ -39,14 +38,6 @@ while True:
 
 def script(code, *arguments, **environment):
     return Command((sys.executable, "-S", "-c", code, *map(str, arguments)), environment)
-
-
-def eventually(condition, what):
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return value
 
 
 def read_pids(folder, *names):

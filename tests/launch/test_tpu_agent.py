@@ -7,18 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 
 import psutil
 import pytest
+from waiting import DEADLINE_SECONDS, eventually
 
 from launch.command_line import TrainerJob
 from launch.tpu import agent
 from launch.tpu.accelerators import plan_machine
 from launch.tpu.remote import Bundle, build_wheel
 
-DEADLINE_SECONDS = 60
 # Stands in for `launch.local`: tells what it was given, then waits for SIGTERM or ends as it is told.
 TRAINER = """
 import json, os, signal, sys, time
@@ -29,14 +28,6 @@ if "end" in sys.argv:
     sys.exit(int(sys.argv[sys.argv.index("end") + 1]))
 time.sleep(600)
 """
-
-
-def eventually(condition, what):
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture
