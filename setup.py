@@ -41,6 +41,8 @@ EXTRAS = {
         "gcp-storage-emulator==2026.7.19",  # tests/gcs calls its handlers
         "optax",
         "optuna>=4",
+        "PyYAML>=6",
+        "kubernetes-validate",
         "scikit-learn",
         # Architectures and weights are compared with its models, which needs a CPU build of torch besides: .ci/run installs
         # one. Not this list, because torch from PyPI brings CUDA and Triton, which crashes where TensorFlow is loaded.
@@ -51,6 +53,7 @@ EXTRAS = {
     "languages": ["py3langid>=0.4"],
     # launch/sweep.sh --search.
     "sweep": ["optuna>=4"],
+    "kubernetes": ["PyYAML>=6"],  # launch/gke.sh
     # Peers that tools/benchmark compares with and that can live beside the trainer. Model Garden and bert4keras cannot:
     # they ask for other versions of TensorFlow and Keras; docs/benchmarks.md says how to install them elsewhere.
     "bench": ["keras-hub", "transformers>=5", "torch"],
