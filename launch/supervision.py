@@ -97,7 +97,7 @@ def _attempt(commands, stop, log_folder, grace_seconds, takedown_seconds, attemp
 
 def _run(workers, stop, grace_seconds, takedown_seconds, see):
     """Watches the workers of one attempt until they have ended or their time is over; returns the job's exit code."""
-    forwarded, deadline, first = 0, math.inf, None
+    forwarded, deadline, first, hangs = 0, math.inf, None, False
     seen_at = checked_at = time.monotonic()
     while None in (codes := workers.codes()) and time.monotonic() < deadline:
         for number in stop.signals[forwarded:]:
@@ -116,10 +116,11 @@ def _run(workers, stop, grace_seconds, takedown_seconds, see):
                 workers.send(signal.SIGTERM)
             # A preempted worker's peers are saving the same step; a lost worker's peers can only be stopped.
             deadline = min(deadline, time.monotonic() + (grace_seconds if first == PREEMPTED else takedown_seconds))
-        if first is None and time.monotonic() - checked_at > _CHECK_SECONDS:
+        if not hangs and time.monotonic() - checked_at > _CHECK_SECONDS:
             checked_at = time.monotonic()
             if overdue := workers.overdue():
-                first = HUNG
+                hangs = True
+                first = HUNG if first is None else first  # a worker that waited for it may have ended before
                 names = ", ".join(f"worker {index}" for index in overdue)
                 say(f"no sign of life from {names}: stopping the job; stacks of the threads lie in the run directory")
                 workers.send(signal.SIGTERM)
@@ -129,7 +130,7 @@ def _run(workers, stop, grace_seconds, takedown_seconds, see):
             see()
         time.sleep(_POLL_SECONDS)
     codes = workers.codes()
-    if None in codes and first != HUNG:
+    if None in codes and not hangs:
         say("the time to stop is over: killing what is left")
     return cause(codes) if first is None else first
 

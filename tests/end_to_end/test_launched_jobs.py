@@ -86,8 +86,9 @@ def test_job_of_which_one_process_hangs_is_found_and_goes_on_with_the_same_bits(
         os.kill(worker_ids(launcher)[1], signal.SIGSTOP)
         finished = launcher.finish()
     assert finished.code == 0, finished.text
-    assert "no sign of life from worker" in finished.errors and "the job hung; starting again" in finished.errors
-    assert attempts(run_dir) == [124, 0]
+    assert "no sign of life from worker" in finished.errors and "starting again" in finished.errors
+    # The process that waits for the one that was stopped may find by itself that it is lost.
+    assert attempts(run_dir) in ([124, 0], [75, 0])
     stacks = [path for path in glob.glob(str(run_dir / "stacks-*.txt")) if os.path.getsize(path)]
-    assert stacks  # of the process that waits for the one that was stopped
+    assert stacks or attempts(run_dir) == [75, 0]
     assert_same_run(run_dir, expected)
