@@ -55,22 +55,11 @@ class Attempts:
 
     def read(self):
         """Returns the list of `Attempt`s."""
-        attempts = {}
         try:
             with open(self.path, encoding="utf-8", errors="replace") as file:
-                lines = file.read().split("\n")
+                return parse_attempts(file.read())
         except OSError:
             return []
-        names = {field.name for field in dataclasses.fields(Attempt)}
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                event = json.loads(line)
-                known = {name: value for name, value in event.items() if name in names}
-                number = known["number"]
-                attempts[number] = (
-                    dataclasses.replace(attempts[number], **known) if number in attempts else Attempt(**known)
-                )
-        return [attempts[number] for number in sorted(attempts)]
 
     def begin(self):
         """Notes that an attempt begins; returns its number."""
@@ -106,6 +95,21 @@ class Attempts:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def parse_attempts(text):
+    """Returns the list of `Attempt`s that a file's text tells of; a torn line is passed over."""
+    attempts = {}
+    names = {field.name for field in dataclasses.fields(Attempt)}
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            event = json.loads(line)
+            known = {name: value for name, value in event.items() if name in names}
+            number = known["number"]
+            attempts[number] = (
+                dataclasses.replace(attempts[number], **known) if number in attempts else Attempt(**known)
+            )
+    return [attempts[number] for number in sorted(attempts)]
 
 
 def goodput(attempts, status):

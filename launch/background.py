@@ -22,6 +22,7 @@ from launch.run_files import job_folder, read_status
 FILE = "launcher.json"
 LOG = "launcher.log"
 _POLL_SECONDS = 0.2
+_SHOWN_ATTEMPTS = 10
 
 
 def detach(module, arguments, run_dir, script):
@@ -134,9 +135,6 @@ def status_lines(status, attempts):
     if share is not None:
         lines.append(f"goodput    {100 * share:.0f}% of {duration(sum(attempt.seconds for attempt in attempts))}")
     return lines
-
-
-_SHOWN_ATTEMPTS = 10
 
 
 def show_logs(run_dir, worker=None, follow=False):

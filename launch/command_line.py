@@ -7,6 +7,8 @@ import re
 import shlex
 import sys
 
+# What one process does alone, however many the run itself has.
+MODES_OF_ONE_PROCESS = ("predict", "export", "plan", "replay")
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -27,6 +29,11 @@ class TrainerJob:
     run_dir: str
     mode: str = "train"
     others: tuple = ()
+
+    @property
+    def sets_strategy(self):
+        """Whether the parameters name a strategy for the trainer."""
+        return any(re.match(r"\s*strategy\s*=", text) for text in self.gin_param)
 
     def arguments(self, extra_parameters=()):
         """Returns everything behind `python -m trainer`, as a tuple.
@@ -65,7 +72,7 @@ def add_job_options(parser, *, max_restarts=3):
     add("--run_dir", metavar="DIR", help="where the run is kept; default: runs/<names of the gin files>")
     add("--mode", default="train", help="train (default), evaluate, predict, export, plan or replay")
     restarts = f"after preemption or a lost worker; default: {max_restarts}"
-    add("--max_restarts", type=_not_negative, default=max_restarts, metavar="N", help=restarts)
+    add("--max_restarts", type=not_negative, default=max_restarts, metavar="N", help=restarts)
     add("--dry_run", action="store_true", help="print what would be run and made, run and make nothing")
     add("--yes", action="store_true", help="answer every question with yes")
 
@@ -86,6 +93,32 @@ def parse_job(parser, arguments):
     run_dir = options.run_dir or default_run_dir(options.gin)
     job = TrainerJob(tuple(options.gin), tuple(options.gin_param), run_dir, options.mode, tuple(others))
     return options, job
+
+
+def split_verb(arguments, verbs):
+    """Returns (verb, the arguments behind it): `run` where the first argument is no verb.
+
+    Args:
+        arguments: list of strings; None for those of this process.
+        verbs: names of the launcher's commands.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in verbs else ("run", arguments)
+
+
+def add_run_options(parser):
+    """Adds the options by which the other commands find a run."""
+    add = parser.add_argument
+    add("--gin", action="append", default=[], metavar="FILE", help="finds the default run directory, as for run")
+    add("--run_dir", metavar="DIR", help="the run directory")
+
+
+def parse_run(parser, arguments):
+    """Parses a command line with the options of `add_run_options`; returns (options, the run directory)."""
+    options = parser.parse_args(arguments)
+    if not options.gin and options.run_dir is None:
+        parser.error("--run_dir DIR is needed, or the --gin FILE of the run")
+    return options, options.run_dir or default_run_dir(options.gin)
 
 
 def default_run_dir(gin_files):
@@ -132,7 +165,16 @@ def say(text):
         """The terminal is gone."""
 
 
-def _not_negative(text):
+def positive(text):
+    """Returns an integer of at least 1 from an option's text."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: at least 1")
+    return number
+
+
+def not_negative(text):
+    """Returns an integer of at least 0 from an option's text."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number}: at least 0")

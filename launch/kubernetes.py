@@ -20,13 +20,17 @@ import sys
 
 from launch.background import status_lines
 from launch.command_line import (
+    MODES_OF_ONE_PROCESS,
     add_job_options,
     check_name,
     command_text,
     confirm,
     make_parser,
+    not_negative,
     parse_job,
+    positive,
     say,
+    split_verb,
 )
 from launch.exit_codes import FAILED, PREEMPTED, STORAGE, WRONG_INPUT
 from launch.run_files import is_remote, read_status
@@ -38,7 +42,6 @@ _VERBS = {
     "logs": "Shows what the newest pod of a number says; default: pod 0.",
     "stop": "Deletes a job; its trainers save first.",
 }
-_MODES_OF_ONE_PROCESS = ("predict", "export", "plan", "replay")
 _INSTANCE = "app.kubernetes.io/instance"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _CONTAINER = "trainer"
@@ -61,8 +64,8 @@ def _parser():
     add = parser.add_argument
     add("--image", metavar="IMAGE", help="with Python and bert-trainer in it; see docs/cluster.md")
     add("--name", help="of the job; default: the last part of the run directory")
-    add("--nodes", type=_positive, default=1, metavar="N", help="pods, one a node; default: 1")
-    add("--gpus_per_node", type=_not_negative, default=0, metavar="N", help="default: 0, which is CPU")
+    add("--nodes", type=positive, default=1, metavar="N", help="pods, one a node; default: 1")
+    add("--gpus_per_node", type=not_negative, default=0, metavar="N", help="default: 0, which is CPU")
     add("--gpu_type", metavar="TYPE", help="GKE's name of the GPU, such as nvidia-l4")
     add("--spot", action="store_true", help="on Spot nodes of GKE: cheaper, may be taken away at any time")
     add("--cpu", metavar="N", help="cores of a pod, such as 8")
@@ -71,21 +74,8 @@ def _parser():
     add("--namespace", metavar="NAME", help="default: that of kubectl's context")
     add("--service_account", metavar="NAME", help="of Kubernetes, which may read and write the bucket")
     seconds = "to save when a pod is deleted; default: 120"
-    add("--grace_seconds", type=_positive, default=120, metavar="S", help=seconds)
+    add("--grace_seconds", type=positive, default=120, metavar="S", help=seconds)
     return parser
-
-
-def _positive(text):
-    if (number := _not_negative(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number}: at least 1")
-    return number
-
-
-def _not_negative(text):
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number}: at least 0")
-    return number
 
 
 def _check(options, job, name):
@@ -115,9 +105,9 @@ def _check(options, job, name):
     if options.gpu_type and not options.gpus_per_node:
         raise ValueError(f"--gpu_type {options.gpu_type} is for --gpus_per_node N")
     trainers = options.nodes * max(1, options.gpus_per_node)
-    if trainers > 1 and options.mode in _MODES_OF_ONE_PROCESS:
+    if trainers > 1 and options.mode in MODES_OF_ONE_PROCESS:
         raise ValueError(f"--mode {options.mode} runs in one process: --nodes 1, and one GPU or none")
-    if trainers > 1 and any(re.match(r"\s*strategy\s*=", text) for text in job.gin_param):
+    if trainers > 1 and job.sets_strategy:
         raise ValueError(f"{trainers} trainers set the strategy themselves. Remove the --gin_param for strategy.")
 
 
@@ -281,8 +271,7 @@ def _show(*arguments):
 
 def main(arguments=None):
     """Runs the command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb = arguments.pop(0) if arguments[:1] and arguments[0] in _VERBS else "run"
+    verb, arguments = split_verb(arguments, _VERBS)
     try:
         return _run(arguments) if verb == "run" else _look_after(verb, arguments)
     except KubectlError as error:
@@ -352,7 +341,7 @@ def _look_after(verb, arguments):
     add("--run_dir", metavar="DIR", help="the run directory, instead of a name made of it; status looks there, too")
     add("--namespace", metavar="NAME", help="default: that of kubectl's context")
     if verb == "logs":
-        add("pod", nargs="?", type=_not_negative, default=0, help="number of the pod; default: 0")
+        add("pod", nargs="?", type=not_negative, default=0, help="number of the pod; default: 0")
         add("-f", "--follow", action="store_true", help="go on until the pod ends")
     options = parser.parse_args(arguments)
     if options.name is None and options.run_dir is None:

@@ -24,7 +24,17 @@ import sys
 
 from launch.attempts import Attempts
 from launch.background import detach, recorded, show_logs, show_status, stop
-from launch.command_line import add_job_options, command_text, default_run_dir, make_parser, parse_job, say
+from launch.command_line import (
+    MODES_OF_ONE_PROCESS,
+    add_job_options,
+    add_run_options,
+    command_text,
+    make_parser,
+    parse_job,
+    parse_run,
+    say,
+    split_verb,
+)
 from launch.exit_codes import WRONG_INPUT
 from launch.processes import Command
 from launch.run_files import job_folder
@@ -37,7 +47,6 @@ _VERBS = {
     "logs": "Shows the log of a job in the background, or of a worker of several.",
     "stop": "Lets a job on this machine save and stop, and waits for it.",
 }
-_MODES_OF_ONE_PROCESS = ("predict", "export", "plan", "replay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,19 +192,17 @@ def _parser():
 
 def main(arguments=None, *, module="trainer"):
     """Runs the command line; returns the exit code, which is the trainer's."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb = arguments.pop(0) if arguments[:1] and arguments[0] in _VERBS else "run"
+    verb, arguments = split_verb(arguments, _VERBS)
     if verb != "run":
         return _look_after(verb, arguments)
     parser = _parser()
     options, trainer_job = parse_job(parser, arguments)
     if options.processes is not None and options.processes < 1:
         parser.error(f"--processes {options.processes}: at least 1")
-    has_own_strategy = any(re.match(r"\s*strategy\s*=", text) for text in options.gin_param)
-    gpus = visible_gpus(os.environ) if options.mode not in _MODES_OF_ONE_PROCESS else []
+    gpus = visible_gpus(os.environ) if options.mode not in MODES_OF_ONE_PROCESS else []
     try:
-        processes = 1 if options.mode in _MODES_OF_ONE_PROCESS else options.processes
-        devices = share_out(gpus, processes, options.strategy, has_own_strategy)
+        processes = 1 if options.mode in MODES_OF_ONE_PROCESS else options.processes
+        devices = share_out(gpus, processes, options.strategy, trainer_job.sets_strategy)
     except ValueError as error:
         parser.error(str(error))
     parameters = []
@@ -227,16 +234,12 @@ def main(arguments=None, *, module="trainer"):
 def _look_after(verb, arguments):
     """Runs `status`, `logs` or `stop`; returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"{_SCRIPT} {verb}", description=_VERBS[verb], allow_abbrev=False)
+    add_run_options(parser)
     add = parser.add_argument
-    add("--gin", action="append", default=[], metavar="FILE", help="finds the default run directory, as for run")
-    add("--run_dir", metavar="DIR", help="the run directory")
     if verb == "logs":
         add("worker", nargs="?", type=int, help="number of a worker of several")
         add("-f", "--follow", action="store_true", help="go on until the job ends")
-    options = parser.parse_args(arguments)
-    if not options.gin and options.run_dir is None:
-        parser.error("--run_dir DIR is needed, or the --gin FILE of the run")
-    run_dir = options.run_dir or default_run_dir(options.gin)
+    options, run_dir = parse_run(parser, arguments)
     if verb == "status":
         return show_status(run_dir, _SCRIPT)
     return stop(run_dir) if verb == "stop" else show_logs(run_dir, options.worker, options.follow)

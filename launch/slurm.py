@@ -25,13 +25,17 @@ import time
 from launch.attempts import Attempts
 from launch.background import status_lines
 from launch.command_line import (
+    MODES_OF_ONE_PROCESS,
     add_job_options,
+    add_run_options,
     check_name,
     command_text,
-    default_run_dir,
     make_parser,
     parse_job,
+    parse_run,
+    positive,
     say,
+    split_verb,
 )
 from launch.exit_codes import WRONG_INPUT
 from launch.run_files import is_remote, job_folder, read_status
@@ -44,7 +48,6 @@ _VERBS = {
     "stop": "Lets the trainer save and stop, or takes a job that waits out of the queue.",
 }
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_MODES_OF_ONE_PROCESS = ("predict", "export", "plan", "replay")
 # The first of the tasks to end leaves the others so long, for the last checkpoint; one that is lost is noticed sooner.
 _STRAGGLER_SECONDS = 600
 # What Slurm's options may hold; constraints join features by & and |.
@@ -63,9 +66,9 @@ def _parser():
     parser = make_parser(_SCRIPT, __doc__)
     add_job_options(parser)
     add = parser.add_argument
-    add("--nodes", type=_positive, default=1, metavar="N", help="default: 1")
+    add("--nodes", type=positive, default=1, metavar="N", help="default: 1")
     add("--gpus_per_node", default="0", metavar="[TYPE:]N", help="such as 8 or a100:8; default: 0, which is CPU")
-    add("--cpus_per_task", type=_positive, metavar="N", help="cores of a task; without GPUs, of a node")
+    add("--cpus_per_task", type=positive, metavar="N", help="cores of a task; without GPUs, of a node")
     add("--mem", metavar="SIZE", help="memory of a node, such as 64G")
     add("--time", metavar="LIMIT", help="such as 04:00:00 or 2-00; the job goes back into the queue before")
     for name in ("partition", "account", "qos", "constraint"):
@@ -73,15 +76,8 @@ def _parser():
     add("--job_name", metavar="NAME", help="default: the run directory's name")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="any other, as in --sbatch=--exclusive")
     seconds = "to save before the time limit, or when asked to stop; default: 120"
-    add("--grace_seconds", type=_positive, default=120, metavar="S", help=seconds)
+    add("--grace_seconds", type=positive, default=120, metavar="S", help=seconds)
     return parser
-
-
-def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: at least 1")
-    return number
 
 
 def _checked(options, job):
@@ -111,7 +107,7 @@ def _checked(options, job):
         raise ValueError(
             "without GPUs --cpus_per_task N is needed: how many cores a node gives the job; Slurm's own is 1"
         )
-    if tasks > 1 and options.mode in _MODES_OF_ONE_PROCESS:
+    if tasks > 1 and options.mode in MODES_OF_ONE_PROCESS:
         raise ValueError(f"--mode {options.mode} runs in one process: --nodes 1, and one GPU or --cpus_per_task N")
     if tasks > 1 and any(re.match(r"\s*strategy\s*=", text) for text in job.gin_param):
         raise ValueError(f"{tasks} tasks set the trainer's strategy themselves. Remove the --gin_param for strategy.")
@@ -274,8 +270,7 @@ def _slurm(*command):
 
 def main(arguments=None, *, module="trainer", straggler_seconds=_STRAGGLER_SECONDS):
     """Runs the command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb = arguments.pop(0) if arguments[:1] and arguments[0] in _VERBS else "run"
+    verb, arguments = split_verb(arguments, _VERBS)
     try:
         if verb == "run":
             return _run(arguments, module, straggler_seconds)
@@ -329,18 +324,14 @@ def _dry_run_text(options, slurm_job, script):
 def _look_after(verb, arguments):
     """Runs `status`, `logs` or `stop`; returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"{_SCRIPT} {verb}", description=_VERBS[verb], allow_abbrev=False)
+    add_run_options(parser)
     add = parser.add_argument
-    add("--gin", action="append", default=[], metavar="FILE", help="finds the default run directory, as for run")
-    add("--run_dir", metavar="DIR", help="the run directory")
     if verb == "logs":
         add("worker", nargs="?", type=int, help="number of a worker")
         add("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     if verb == "stop":
         add("--now", action="store_true", help="end the job at once: Slurm leaves it KillWait to save, often 30 s")
-    options = parser.parse_args(arguments)
-    if not options.gin and options.run_dir is None:
-        parser.error("--run_dir DIR is needed, or the --gin FILE of the run")
-    run_dir = options.run_dir or default_run_dir(options.gin)
+    options, run_dir = parse_run(parser, arguments)
     slurm_job = SlurmJob(run_dir if is_remote(run_dir) else os.path.abspath(run_dir))
     if slurm_job.number is None:
         say(f"no job was submitted for {run_dir}")

@@ -17,7 +17,7 @@ import contextlib
 import signal
 import sys
 
-from launch.command_line import add_job_options, confirm, make_parser, parse_job, say
+from launch.command_line import add_job_options, confirm, make_parser, parse_job, say, split_verb
 from launch.exit_codes import FAILED as CODE_FAILED
 from launch.exit_codes import FINISHED, PREEMPTED, STORAGE, WRONG_INPUT
 from launch.run_files import is_remote
@@ -65,8 +65,7 @@ def _parser():
 
 def main(arguments=None):
     """Runs the command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb = arguments.pop(0) if arguments[:1] and arguments[0] in ("run", *VERBS) else "run"
+    verb, arguments = split_verb(arguments, ("run", *VERBS))
     try:
         return look_after(verb, arguments, _SCRIPT) if verb in VERBS else _run(arguments)
     except ValueError as error:

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import time
 
-from launch.attempts import Attempts
+from launch.attempts import FILE as ATTEMPTS_FILE
+from launch.attempts import Attempts, parse_attempts
 from launch.background import status_lines
 from launch.command_line import (
     add_job_options,
@@ -28,8 +29,9 @@ from launch.command_line import (
     make_parser,
     parse_job,
     say,
+    split_verb,
 )
-from launch.exit_codes import PREEMPTED, WRONG_INPUT
+from launch.exit_codes import PREEMPTED, STORAGE, WRONG_INPUT
 from launch.run_files import is_remote, job_folder, read_status, read_text
 from launch.tpu.accelerators import CAPACITIES, plan_machine
 from launch.tpu.gcloud import LABEL, Gcloud, GcloudError
@@ -52,8 +54,7 @@ _ZONE = re.compile(r"[a-z]+-[a-z]+\d+-[a-z]")
 
 def main(arguments=None):
     """Runs the command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb = arguments.pop(0) if arguments[:1] and arguments[0] in _VERBS else "run"
+    verb, arguments = split_verb(arguments, _VERBS)
     try:
         return _run(arguments) if verb == "run" else _look_after(verb, arguments)
     except GcloudError as error:
@@ -149,8 +150,7 @@ def _settings(options, job):
     zones = _check_zones(options.zone)
     if not zones:
         raise ValueError("--zone ZONE is needed, for example --zone us-west1-c")
-    name = options.name or re.sub(r"[^a-z0-9]+", "-", f"bert-{os.path.basename(job.run_dir.rstrip('/'))}".lower())
-    check_name(name, "--name")
+    name = _check_name(options.name, job.run_dir)
     if options.run_dir is None:
         raise ValueError("--run_dir gs://BUCKET/FOLDER is needed: what lies on the machine goes with it")
     if not is_remote(job.run_dir) and not os.path.isabs(job.run_dir):
@@ -190,6 +190,12 @@ def _settings(options, job):
         service_account=options.service_account,
         network=options.network,
     )
+
+
+def _check_name(name, run_dir):
+    """Returns the name of a job, by default from its run directory; raises ValueError if it cannot be one."""
+    default = f"bert-{os.path.basename((run_dir or '').rstrip('/'))}".lower()
+    return check_name(name or re.sub(r"[^a-z0-9]+", "-", default), "--name")
 
 
 def _check_zones(zones):
@@ -284,7 +290,7 @@ def _terminated():
 
 def _interrupted(gcloud, settings, supervisor, options):
     """Asks what Ctrl-C means; returns the exit code, or None to go on."""
-    answer = "d" if options.yes else None
+    answer = "s" if options.yes else None
     while answer is None and sys.stdin.isatty():
         try:
             answer = (
@@ -295,7 +301,7 @@ def _interrupted(gcloud, settings, supervisor, options):
         answer = answer if answer in ("s", "k", "c") else None
     if answer == "c":
         return None
-    if answer in ("s", "d"):
+    if answer == "s":
         for zone in settings.zones:
             if gcloud.describe_node(settings.name, zone):
                 say("the trainer saves and stops")
@@ -332,8 +338,7 @@ def _look_after(verb, arguments):
             run_dir = options.run_dir or (default_run_dir(options.gin) if options.gin else None)
             if options.name is None and run_dir is None:
                 raise ValueError("--name NAME is needed, or the --run_dir of the job")
-            name = options.name or re.sub(r"[^a-z0-9]+", "-", f"bert-{os.path.basename(run_dir.rstrip('/'))}".lower())
-            check_name(name, "--name")
+            name = _check_name(options.name, run_dir)
     except ValueError as error:
         parser.error(str(error))
     gcloud = Gcloud(options.project)
@@ -355,7 +360,7 @@ def _look_after(verb, arguments):
     if verb == "stop":
         answer = machine.run("stop")
         say("the trainer has stopped; the machine is still paid for" if answer.reached else answer.error)
-        return 0 if answer.reached else exit_code_of(GcloudError("transient", ""))
+        return 0 if answer.reached else STORAGE
     return _logs(machine, options.follow)
 
 
@@ -378,14 +383,10 @@ def _status(gcloud, name, zones, run_dir):
         print(f"job        {name} is not in {', '.join(zones)}")
     if run_dir is None:
         return 0 if found else WRONG_INPUT
-    folder = job_folder(run_dir, os.environ)
-    record = Attempts(folder)
-    if is_remote(run_dir) and (text := read_text(f"{run_dir.rstrip('/')}/{os.path.basename(record.path)}")):
-        os.makedirs(folder, exist_ok=True)
-        with open(f"{record.path}.seen", "w", encoding="utf-8") as file:
-            file.write(text)
-        record.path = file.name
-    status, attempts = read_status(run_dir), record.read()
+    # Of a run in a bucket another computer may know more than this one.
+    published = read_text(f"{run_dir.rstrip('/')}/{ATTEMPTS_FILE}") if is_remote(run_dir) else None
+    attempts = parse_attempts(published) if published else Attempts(job_folder(run_dir, os.environ)).read()
+    status = read_status(run_dir)
     for line in status_lines(status, attempts):
         print(line)
     return 0 if found or status or attempts else WRONG_INPUT
@@ -397,7 +398,7 @@ def _logs(machine, follow):
         status = machine.status()
         if status["state"] == "unreachable":
             say(status["error"])
-            return exit_code_of(GcloudError("transient", ""))
+            return STORAGE
         while position < status.get("log_bytes", 0):
             content = machine.log(position)
             if not content:

@@ -21,9 +21,9 @@ def preemption_watchers(environment=os.environ, product_file="/sys/class/dmi/id/
         environment: the environment variables; GCE_METADATA_HOST names another server, NO_GCE_CHECK=true asks none.
         product_file: where Linux says what machine this is.
     """
-    if environment.get("NO_GCE_CHECK", "").lower() == "true" and _HOST_VARIABLE not in environment:
-        return []
-    if _HOST_VARIABLE not in environment and not _is_google(product_file):
+    is_told = _HOST_VARIABLE in environment
+    is_unwanted = environment.get("NO_GCE_CHECK", "").lower() == "true"
+    if not is_told and (is_unwanted or not _is_google(product_file)):
         return []
     host = environment.get(_HOST_VARIABLE) or _HOST
 
