@@ -7,7 +7,6 @@ of the cause: a trainer whose peer is lost ends with 75, and so its pod starts a
 """
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ import time
 
 from launch.command_line import say
 from launch.exit_codes import PREEMPTED, WRONG_INPUT
-from launch.processes import Command
+from launch.processes import Command, cluster_variables
 from launch.supervision import supervise
 
 _FIRST_PORT = 2222
@@ -42,8 +41,7 @@ def make_commands(options, pod):
         environment = {}
         if len(addresses) > 1:
             index = pod * options.processes + process
-            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            environment["TF_CONFIG"] = json.dumps(task)
+            environment |= cluster_variables(addresses, index)
         if options.processes > 1:
             environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(process)}
         commands.append(Command((sys.executable, "-m", options.module, *options.arguments), environment))

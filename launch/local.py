@@ -13,7 +13,6 @@ or hung workers. Options that are not listed here go to the trainer as they are.
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -36,7 +35,7 @@ from launch.command_line import (
     split_verb,
 )
 from launch.exit_codes import WRONG_INPUT
-from launch.processes import Command
+from launch.processes import Command, cluster_variables
 from launch.run_files import job_folder
 from launch.supervision import supervise
 
@@ -128,8 +127,7 @@ def make_commands(job, ports):
         arguments = [sys.executable, "-m", job.module, *job.trainer_arguments]
         environment = {}
         if len(job.devices) > 1:
-            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-            environment = {"TF_CONFIG": json.dumps(task), "TF_GRPC_REUSE_PORT": "1"}
+            environment = cluster_variables(workers, index) | {"TF_GRPC_REUSE_PORT": "1"}
             # nvidia-smi counts GPUs in the order of the bus, CUDA by default does not.
             environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(devices)}
         commands.append(Command(tuple(arguments), environment))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,17 @@ class Command:
 
     arguments: tuple
     environment: dict = dataclasses.field(default_factory=dict)
+
+
+def cluster_variables(workers, index):
+    """Returns the variables that make a process one worker of a cluster, as TensorFlow reads them.
+
+    Args:
+        workers: the addresses of all, `host:port`.
+        index: which of them it is.
+    """
+    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+    return {"TF_CONFIG": json.dumps(task)}
 
 
 class Workers:

@@ -19,7 +19,7 @@ import sys
 from launch.attempts import Attempts
 from launch.command_line import say
 from launch.exit_codes import PREEMPTED, WRONG_INPUT
-from launch.processes import Command
+from launch.processes import Command, cluster_variables
 from launch.supervision import supervise
 
 # Below the ports that Linux gives to outgoing connections (from 32768), above what Slurm and MPI usually listen on.
@@ -132,8 +132,7 @@ def task_environment(place, environment, device):
     if len(place.hosts) > 1:
         job, restart = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_RESTART_COUNT", 0))
         workers = [f"{host}:{port_of(rank, job, restart)}" for rank, host in enumerate(place.hosts)]
-        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": place.rank}}
-        variables["TF_CONFIG"] = json.dumps(task)
+        variables |= cluster_variables(workers, place.rank)
     return variables
 
 

@@ -175,15 +175,17 @@ class TrainingRun:
                     raise
                 raise explained from error
             except Preempted as error:
-                rate = self.telemetry.seconds_per_step
-                directory.write_status("preempted", progress.step, run.steps, str(error), seconds_per_step=rate)
+                self._write_status("preempted", progress.step, str(error))
                 raise
             except (Exception, KeyboardInterrupt) as error:
                 directory.write_status("failed", progress.step, run.steps, str(error) or type(error).__name__)
                 raise
-            directory.write_status(
-                "finished", progress.step, run.steps, seconds_per_step=self.telemetry.seconds_per_step
-            )
+            self._write_status("finished", progress.step)
+
+    def _write_status(self, state, step, last_error=None):
+        """Writes the status with how long a step takes, once training goes on."""
+        rate = self.telemetry.seconds_per_step
+        self.directory.write_status(state, step, self.run.steps, last_error, seconds_per_step=rate)
 
     @property
     def _allowance(self):
@@ -344,9 +346,7 @@ class TrainingRun:
         now = time.monotonic()
         if now - progress.status_at >= _STATUS_EVERY_SECONDS:
             progress.status_at = now
-            self.directory.write_status(
-                "training", progress.step, run.steps, seconds_per_step=self.telemetry.seconds_per_step
-            )
+            self._write_status("training", progress.step)
 
     def _peak_memory_bytes(self):
         """Returns the most memory that was in use: of the first GPU, else of this process on the host."""
